@@ -1,0 +1,45 @@
+"""One error tree: a subclass per way of handling it. Messages say what, which, expected, actual, next step."""
+
+
+class PromptStoreError(Exception):
+    """Root of every error that promptstore raises on purpose."""
+
+
+class InvalidInputError(PromptStoreError):
+    """The caller's input is wrong; fix it and call again. Nothing was changed."""
+
+
+class NotFoundError(PromptStoreError):
+    """The named task, version, alias, object or file does not exist."""
+
+
+class ConflictError(PromptStoreError):
+    """Somebody else changed what the caller expected; read again, decide, retry. Nothing was changed."""
+
+
+class RefusedError(PromptStoreError):
+    """A policy of the store forbids the change (a protected alias without a passing gate, say)."""
+
+
+class CommitOutcomeUnknownError(PromptStoreError):
+    """The store stopped answering before it said whether the commit took effect. Repeating the call is safe."""
+
+
+class StoreUnavailableError(PromptStoreError):
+    """The object store cannot be reached or answers with a passing fault; try again later. Nothing was changed."""
+
+
+class UnsupportedStoreError(PromptStoreError):
+    """The object store lacks a guarantee that promptstore rests on (create-only writes); use another one."""
+
+
+class CorruptError(PromptStoreError):
+    """Stored bytes are not what their name or their writer promised; run `promptstore verify`."""
+
+
+class UntrustedError(PromptStoreError):
+    """The log is unsigned, signed by an unknown key, rolled back, or forked from what was seen before."""
+
+
+class IncompatibleModelError(PromptStoreError):
+    """The prompt was fitted to another base model; load that model or tune the task on this one."""

@@ -1,0 +1,76 @@
+"""The only reader of the environment. Every setting is a variable with the prefix `PROMPTSTORE_`."""
+
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from promptstore.errors import InvalidInputError
+
+
+def _user_cache() -> Path:
+    return platformdirs.user_cache_path("promptstore")
+
+
+def _user_data() -> Path:
+    return platformdirs.user_data_path("promptstore")
+
+
+class Settings(BaseSettings):
+    """What a process needs to know about its surroundings. S3 credentials come through boto3's usual chain."""
+
+    model_config = SettingsConfigDict(env_prefix="PROMPTSTORE_", frozen=True, extra="ignore")
+
+    store: str = Field(
+        default="", description="store URL: s3://bucket/prefix, file:///folder, a path, or memory://name"
+    )
+    cache_dir: Path = Field(default_factory=_user_cache, description="models, data and pulled prompts; safe to delete")
+    cache_bytes: int = Field(default=1 << 30, ge=0, description="bound of the cache of pulled prompts")
+    state_dir: Path = Field(
+        default_factory=_user_data, description="last seen commits, cursors, keys; not safe to lose"
+    )
+    actor: str = Field(default="", description="who the log says made a change; the login name if empty")
+    model: str = Field(
+        default="asset:smollm2-135m", description="base model: hf:<repo>[@rev], a folder, a .gguf, asset:…"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    s3_endpoint: str | None = Field(default=None, description="for S3-compatible servers; AWS if unset")
+    s3_region: str | None = None
+    s3_addressing: Literal["auto", "path", "virtual"] = "auto"
+    s3_encryption: str | None = Field(default=None, description="AES256, or aws:kms[:key id]")
+    s3_timeout_s: float = Field(default=10.0, gt=0)
+    mlflow_uri: str = Field(
+        default="", description="MLflow tracking server or sqlite:/// URL; tracking is off if empty"
+    )
+    catalog: str = Field(default="", description="SQLAlchemy URL of the catalogue; SQLite in state_dir if empty")
+    signing_key: Path | None = Field(default=None, description="private Ed25519 key file; commits are signed if set")
+    trusted_keys: Path | None = Field(default=None, description="folder of public keys; only commits they signed count")
+    server_url: str = Field(default="http://127.0.0.1:8080", description="where `promptstore ask` finds the server")
+    api_key: SecretStr | None = None
+
+    @property
+    def store_url(self) -> str:
+        """The store's URL: the setting, or a folder of this user."""
+        return self.store or (self.state_dir / "store").resolve().as_uri()
+
+    @property
+    def catalog_url(self) -> str:
+        return self.catalog or f"sqlite:///{(self.state_dir / 'catalog.db').resolve()}"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of this process; `overrides` that are not `None` win over the environment.
+
+    Raises:
+        InvalidInputError: a variable holds something that its setting cannot.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "PROMPTSTORE_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidInputError(f"setting {name} is {first['input']!r}: {first['msg']}") from error

@@ -1,0 +1,1 @@
+"""Composition root: settings in, objects out. Imports no torch."""
