@@ -1,0 +1,48 @@
+# Two commands do everything: `make demo` runs the main job, `make test` passes the tests.
+.ONESHELL:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.setup-$(shell cat pyproject.toml requirements.lock 2>/dev/null | cksum | cut -d' ' -f1)
+
+.PHONY: help setup demo test test-fast check format bench bench-quality clean
+
+help: ## Show what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(STAMP):
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	touch $(STAMP)
+
+setup: $(STAMP) ## Build .venv from the lock; fetch the demo's model and data once
+	@$(BIN)/promptstore assets fetch
+
+demo: setup ## Tune, publish, promote and serve two prompts on real weights and text
+	@$(BIN)/promptstore demo
+
+test: setup ## Run every test against real servers
+	@$(BIN)/python -m pytest -q
+
+test-fast: $(STAMP) ## Run the tests that need no server and no model
+	@$(BIN)/python -m pytest -q tests/unit
+
+check: $(STAMP) ## ruff, mypy strict, import-linter
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Rewrite the code in the house style
+	@$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+bench: setup ## Measure speed as ratios in one run; writes build/bench.json
+	@$(BIN)/python -m infra.bench speed
+
+bench-quality: setup ## Measure accuracy against the peer; writes build/quality.json
+	@$(BIN)/python -m infra.bench quality
+
+clean: ## Remove what setup and the demo made
+	rm -rf .venv build promptstore-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

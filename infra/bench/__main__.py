@@ -1,0 +1,27 @@
+"""`make bench` and `make bench-quality`: every benchmark, one table, one file."""
+
+import argparse
+import importlib
+from pathlib import Path
+
+from infra.bench.measurement import Measurement, report
+
+SPEED = ("store", "registry", "tuning", "serving")
+QUALITY = ("quality",)
+
+
+def main() -> None:
+    """Run one suite, or the parts that are named, and write `build/bench.json` or `build/quality.json`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suite", choices=("speed", "quality"))
+    parser.add_argument("--only", nargs="*", default=(), help="parts to run; all if none are named")
+    arguments = parser.parse_args()
+    parts = SPEED if arguments.suite == "speed" else QUALITY
+    rows: list[Measurement] = []
+    for part in arguments.only or parts:
+        rows += importlib.import_module(f"infra.bench.{part}").measurements()
+    report(rows, Path("build") / ("bench.json" if arguments.suite == "speed" else "quality.json"))
+
+
+if __name__ == "__main__":
+    main()

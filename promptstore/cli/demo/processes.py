@@ -1,0 +1,115 @@
+"""Child processes of the demo: started in sessions of their own, always stopped, their output kept in a file."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+from promptstore.errors import PromptStoreError
+
+STOP_AFTER_S = 10.0
+
+
+class ChildProcess:
+    """A server that runs while the context is open. log_path: takes its standard output and error."""
+
+    def __init__(self, name: str, arguments: Sequence[str], *, environment: Mapping[str, str], log_path: Path) -> None:
+        self._name = name
+        self._arguments = [sys.executable, *arguments]
+        self._environment = {**os.environ, **environment}
+        self._log_path = log_path
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "ChildProcess":
+        with self._log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._arguments,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            stop_group(self._process)
+
+    def wait_until_ready(self, url: str, *, timeout_s: float) -> None:
+        """Return once `url` answers 200.
+
+        Raises:
+            PromptStoreError: the process ended, or did not answer in time; the message holds the end of its log.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                raise PromptStoreError(f"{self._name} ended before it was ready:\n{self._log_tail()}")
+            try:
+                if httpx.get(url, timeout=2.0).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.2)
+        raise PromptStoreError(f"{self._name} did not answer at {url} within {timeout_s:.0f} s:\n{self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        lines = self._log_path.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-15:])
+
+
+def run_child(name: str, arguments: Sequence[str], *, environment: Mapping[str, str], log_path: Path) -> None:
+    """Run a program to its end. Its output goes to `log_path`, but progress on a terminal's stderr is shown.
+
+    Raises:
+        PromptStoreError: it failed; the message holds the end of its log.
+    """
+    shows_progress = sys.stderr.isatty()
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=None if shows_progress else subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        code = process.wait()
+    except BaseException:
+        stop_group(process)
+        raise
+    if code != 0:
+        tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])
+        raise PromptStoreError(f"{name} failed (exit code {code}); the whole output is in {log_path}:\n{tail}")
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End a child and everything it started: politely, then for good."""
+    for wanted in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, wanted)
+        except ProcessLookupError:
+            pass
+        try:
+            process.wait(timeout=STOP_AFTER_S)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

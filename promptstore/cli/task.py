@@ -1,0 +1,64 @@
+"""Commands about task files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from promptstore.cli.options import JsonOption, ModelOption, TaskFilesArgument
+from promptstore.cli.output import emit, emit_one, note
+from promptstore.errors import InvalidInputError
+
+app = typer.Typer(no_args_is_help=True, help="Scaffold and check task files.")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the task: a-z, 0-9, '-', '_', '.'.")],
+    kind: Annotated[str, typer.Option(help="classification or generation")] = "classification",
+    path: Annotated[Path | None, typer.Option("--path", help="File to write; NAME.toml if not given.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a task file with every key explained."""
+    from promptstore.tuning.task_file import new_task_text
+
+    target = path or Path(f"{name}.toml")
+    text = new_task_text(name, kind)
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise InvalidInputError(f"{target} exists; it was not touched. Give another --path") from None
+    except OSError as error:
+        raise InvalidInputError(f"{target} cannot be written: {error.strerror}") from error
+    emit_one({"path": str(target)}, f"{target} written; fill it in, then: promptstore task check {target}", as_json=as_json)
+
+
+@app.command()
+def check(
+    paths: TaskFilesArgument,
+    model: ModelOption = None,
+    without_model: Annotated[
+        bool, typer.Option("--without-model", help="Skip the checks that need the base model's tokenizer.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain what is wrong with task files and their data, row and field named."""
+    from promptstore.cli.models import open_base_model
+    from promptstore.lm.encoding import TaskEncoder
+    from promptstore.tuning.data import load_rows
+    from promptstore.tuning.task_check import check_task
+    from promptstore.tuning.task_file import read_task
+
+    base = None if without_model else open_base_model(model)
+    findings = []
+    for path in paths:
+        spec = read_task(path)
+        rows = {"train": load_rows(spec.data.train), "validation": load_rows(spec.data.validation)}
+        encoder = TaskEncoder(spec, base) if base is not None else None
+        findings += [{"task": spec.name, **each.to_json()} for each in check_task(spec, rows, encoder)]
+    emit(findings, as_json=as_json)
+    errors = sum(each["severity"] == "error" for each in findings)
+    if errors:
+        raise InvalidInputError(f"{errors} of {len(findings)} findings must be mended before tuning")
+    note(f"{len(paths)} task file(s) checked: ready to tune")
