@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from threading import Lock
 
 from promptstore.errors import NotFoundError
+from promptstore.objects.keys import check_key
 from promptstore.store.objects import ObjectInfo
 
 
@@ -26,16 +27,19 @@ class MemoryObjectStore:
         return f"memory://{self._name}"
 
     def get(self, key: str) -> bytes:
+        check_key(key)
         with self._lock:
             if key not in self._objects:
                 raise NotFoundError(f"{self.url}/{key} does not exist")
             return self._objects[key][0]
 
     def put(self, key: str, data: bytes) -> None:
+        check_key(key)
         with self._lock:
             self._objects[key] = (bytes(data), self._clock())
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
+        check_key(key)
         with self._lock:
             if key in self._objects:
                 return False
@@ -52,5 +56,16 @@ class MemoryObjectStore:
         return iter(sorted(found, key=lambda each: each.key.encode()))
 
     def delete(self, key: str) -> None:
+        check_key(key)
         with self._lock:
             self._objects.pop(key, None)
+
+
+_shared: dict[str, MemoryObjectStore] = {}
+_shared_lock = Lock()
+
+
+def shared_memory_store(name: str) -> MemoryObjectStore:
+    """The store that everybody in this process who asks for `name` gets: what `memory://name` means."""
+    with _shared_lock:
+        return _shared.setdefault(name, MemoryObjectStore(name))

@@ -1,0 +1,54 @@
+"""From a URL to an object store."""
+
+from pathlib import Path
+from typing import Literal, Protocol
+from urllib.parse import unquote, urlsplit
+
+from promptstore.errors import InvalidInputError
+from promptstore.objects.local import LocalObjectStore
+from promptstore.objects.memory import shared_memory_store
+from promptstore.store.objects import ObjectStore
+
+KINDS = "file:///folder, a path, or memory://name"
+
+
+class StoreSettings(Protocol):
+    """What opening a store reads of the settings (`promptstore.settings.Settings` has it)."""
+
+    @property
+    def s3_endpoint(self) -> str | None: ...
+    @property
+    def s3_region(self) -> str | None: ...
+    @property
+    def s3_addressing(self) -> Literal["auto", "path", "virtual"]: ...
+    @property
+    def s3_encryption(self) -> str | None: ...
+    @property
+    def s3_timeout_s(self) -> float: ...
+
+
+def open_object_store(url: str, settings: StoreSettings) -> ObjectStore:  # noqa: ARG001 - the S3 driver reads them
+    """The driver for `url`: file:///folder, a path, or memory://name. Touches no network, no disk.
+
+    Raises:
+        InvalidInputError: `url` names no kind of store, or the kind's own part is wrong.
+    """
+    kind, has_kind, rest = url.partition("://")
+    if not url:
+        raise InvalidInputError(f"no store is named; expected {KINDS} (setting PROMPTSTORE_STORE, option --store)")
+    if not has_kind:
+        return LocalObjectStore(Path(url).expanduser())
+    match kind:
+        case "file":
+            return LocalObjectStore(_folder(url))
+        case "memory":
+            return shared_memory_store(rest)
+        case _:
+            raise InvalidInputError(f"store {url!r} is of unknown kind {kind!r}; expected {KINDS}")
+
+
+def _folder(url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.netloc not in {"", "localhost"} or parts.query or parts.fragment or not parts.path.startswith("/"):
+        raise InvalidInputError(f"store {url!r}: expected file:///folder with three slashes and an absolute path")
+    return Path(unquote(parts.path))
