@@ -1,0 +1,83 @@
+"""What the demo found: the facts as JSON, and the table and commands a person reads at the end."""
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from promptstore.errors import InvalidInputError
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """One task: accuracies on held-out rows, the version in production, its size, and the seconds of its fit."""
+
+    task: str
+    untuned_accuracy: float
+    tuned_accuracy: float
+    version: str
+    digest: str
+    parameters: int
+    payload_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """Everything the demo claims. seconds: wall clock of the whole demo."""
+
+    tasks: tuple[TaskResult, ...]
+    requests: int
+    failed_requests: int
+    switched_in_flight: bool
+    rolled_back: bool
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tasks": {task.task: asdict(task) for task in self.tasks},
+            "requests": self.requests,
+            "failed_requests": self.failed_requests,
+            "switched_in_flight": self.switched_in_flight,
+            "rolled_back": self.rolled_back,
+            "seconds": round(self.seconds, 1),
+        }
+
+    def table(self) -> list[dict[str, Any]]:
+        """Rows for people."""
+        return [
+            {
+                "task": task.task,
+                "untuned": f"{task.untuned_accuracy:.3f}",
+                "tuned": f"{task.tuned_accuracy:.3f}",
+                "version": task.version,
+                "digest": task.digest[:12],
+                "parameters": f"{task.parameters:,}",
+                "bytes": f"{task.payload_bytes:,}",
+                "seconds": f"{task.seconds:.0f}",
+            }
+            for task in self.tasks
+        ]
+
+
+def write_json(report: DemoReport, path: Path) -> None:
+    """Raises InvalidInputError: `path` cannot be written."""
+    try:
+        path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"--json {path}: {error.strerror}") from error
+
+
+def next_steps(folder: Path) -> str:
+    """The commands that open what the demo left behind."""
+    place = shlex.quote(str(folder))
+    return "\n".join(
+        (
+            "What the demo left behind:",
+            f"  the runs        .venv/bin/mlflow server --backend-store-uri sqlite:///{place}/mlflow.db --port 5000",
+            f"  the flows       PREFECT_HOME={place}/prefect .venv/bin/prefect server start",
+            f"  the server      .venv/bin/promptstore serve --store {place}/store --port 8080",
+            f"  the history     .venv/bin/promptstore history --store {place}/store",
+        )
+    )
