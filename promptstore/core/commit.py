@@ -3,12 +3,15 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from promptstore.core.digest import canonical_json, parse_json, sha256_hex
+from promptstore.core.digest import canonical_json, sha256_hex
 from promptstore.core.fields import Fields
+from promptstore.core.instant import parse_instant
 from promptstore.core.operation import Operation, operation_from_json, operation_to_json
-from promptstore.errors import CorruptError
+from promptstore.core.sealed import seal, unseal
+from promptstore.errors import CorruptError, InvalidInputError
 
 COMMIT_FORMAT = 1
+CHECKPOINT_EVERY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Commit:
     id: unique to one attempt to commit; tells a writer whether a commit whose answer was lost is its own.
     parent: SHA-256 of the bytes of commit `number - 1`, or of `store.json` for commit 1.
     at: RFC 3339 in UTC with microseconds, never before the parent's.
+    checkpoint: SHA-256 of the checkpoint of the state this commit builds on; set on commits 101, 201, … and only there.
     """
 
     number: int
@@ -36,14 +40,15 @@ class Commit:
     actor: str
     reason: str
     operations: tuple[Operation, ...]
+    checkpoint: str | None = None
     signatures: tuple[Signature, ...] = ()
 
     def to_bytes(self) -> bytes:
         signatures = [{"key": each.key, "value": each.value} for each in self.signatures]
-        return canonical_json({**self._unsigned(), "signatures": signatures})
+        return seal({**self._unsigned(), "signatures": signatures})
 
     def signed_bytes(self) -> bytes:
-        """What a signature covers: everything but the signatures."""
+        """What a signature covers: everything but the signatures and the seal."""
         return canonical_json(self._unsigned())
 
     @property
@@ -63,6 +68,7 @@ class Commit:
             "actor": self.actor,
             "reason": self.reason,
             "operations": [operation_to_json(operation) for operation in self.operations],
+            "checkpoint": self.checkpoint,
         }
 
     @classmethod
@@ -73,25 +79,41 @@ class Commit:
             CorruptError: not a commit of a format this version reads, or another number than its place.
         """
         what = f"commit {number}"
-        fields = Fields(parse_json(data, what), what)
+        fields = Fields(unseal(data, what), what)
         if (found := fields.integer("format")) != COMMIT_FORMAT:
             raise CorruptError(f"{what} has format {found}, this promptstore reads {COMMIT_FORMAT}; upgrade it")
-        commit = cls(
-            number=fields.integer("number", at_least=1),
-            id=fields.text("id"),
-            parent=fields.digest("parent"),
-            at=fields.text("at"),
-            actor=fields.text("actor"),
-            reason=fields.text("reason"),
-            operations=tuple(operation_from_json(item) for item in fields.array("operations")),
-            signatures=tuple(_signature(item) for item in fields.array("signatures")),
-        )
+        try:
+            commit = _read(fields)
+        except InvalidInputError as error:
+            raise CorruptError(f"{what}: {error}") from error
         fields.done()
+        parse_instant(commit.at, f"{what}: at")
         if commit.number != number:
             raise CorruptError(f"{what} says it is commit {commit.number}")
+        if (commit.checkpoint is not None) != names_checkpoint(number):
+            raise CorruptError(f"{what}: a checkpoint is named by commits 101, 201, … and only by them")
         if commit.to_bytes() != data:
             raise CorruptError(f"{what} is not in canonical form")
         return commit
+
+
+def names_checkpoint(number: int) -> bool:
+    """Whether commit `number` names the checkpoint of the state it builds on."""
+    return number > 1 and number % CHECKPOINT_EVERY == 1
+
+
+def _read(fields: Fields) -> Commit:
+    return Commit(
+        number=fields.integer("number", at_least=1),
+        id=fields.text("id"),
+        parent=fields.digest("parent"),
+        at=fields.text("at"),
+        actor=fields.text("actor"),
+        reason=fields.text("reason"),
+        operations=tuple(operation_from_json(item) for item in fields.array("operations")),
+        checkpoint=fields.optional_digest("checkpoint"),
+        signatures=tuple(_signature(item) for item in fields.array("signatures")),
+    )
 
 
 def _signature(value: Any) -> Signature:

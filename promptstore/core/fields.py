@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptstore.core.digest import DIGEST_PATTERN
+from promptstore.core.name import NAME_PATTERN
 from promptstore.errors import CorruptError
 
 
@@ -53,6 +54,21 @@ class Fields:
             return None
         return self.digest(name)
 
+    def name(self, name: str) -> str:
+        return self._named(name, self.text(name))
+
+    def names(self, name: str) -> list[str]:
+        return [self._named(name, value) for value in self.array(name)]
+
+    def digests(self, name: str) -> list[str]:
+        """Digests in ascending order, none twice."""
+        values = self.array(name)
+        if not all(isinstance(value, str) and DIGEST_PATTERN.fullmatch(value) for value in values):
+            raise CorruptError(f"{self._what}: {name} holds something other than 64 hexadecimal digits")
+        if values != sorted(set(values)):
+            raise CorruptError(f"{self._what}: {name} are not in ascending order")
+        return values
+
     def mapping(self, name: str) -> dict[str, Any]:
         return dict(self._take(name, dict))
 
@@ -70,6 +86,11 @@ class Fields:
         if self._left:
             unknown = ", ".join(sorted(self._left))
             raise CorruptError(f"{self._what}: unknown field {unknown}; it may need a newer promptstore")
+
+    def _named(self, name: str, value: Any) -> str:
+        if not isinstance(value, str) or not NAME_PATTERN.fullmatch(value):
+            raise CorruptError(f"{self._what}: {name} is {value!r}, which is not a valid name")
+        return value
 
     def _take(self, name: str, *types: type) -> Any:
         if name not in self._left:

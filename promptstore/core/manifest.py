@@ -8,7 +8,7 @@ from promptstore.core.digest import canonical_json, parse_json, sha256_hex
 from promptstore.core.fields import Fields
 from promptstore.core.fingerprint import BaseModelFingerprint
 from promptstore.core.task import TaskSpec
-from promptstore.errors import CorruptError
+from promptstore.errors import CorruptError, InvalidInputError
 
 MANIFEST_FORMAT = 1
 
@@ -104,19 +104,30 @@ class Manifest:
         fields = Fields(parse_json(data, "manifest"), "manifest")
         if (found := fields.integer("format")) != MANIFEST_FORMAT:
             raise CorruptError(f"manifest has format {found}, this promptstore reads {MANIFEST_FORMAT}; upgrade it")
-        payload = Fields(fields.mapping("payload"), "manifest: payload")
-        manifest = cls(
-            payload=Payload(
-                digest=payload.digest("digest"),
-                payload_bytes=payload.integer("bytes", at_least=1),
-                num_virtual_tokens=payload.integer("num_virtual_tokens", at_least=1),
-                hidden_size=payload.integer("hidden_size", at_least=1),
-            ),
-            fingerprint=BaseModelFingerprint.from_json(fields.mapping("fingerprint")),
-            task=TaskSpec.from_json(fields.mapping("task")),
-            provenance=Provenance.from_json(fields.mapping("provenance")),
-            metrics=fields.numbers("metrics"),
-        )
-        payload.done()
-        fields.done()
+        try:
+            manifest = _read(fields)
+            is_canonical = manifest.to_bytes() == data
+        except InvalidInputError as error:
+            raise CorruptError(f"manifest: {error}") from error
+        if not is_canonical:
+            raise CorruptError("manifest is not in canonical form")
         return manifest
+
+
+def _read(fields: Fields) -> Manifest:
+    payload = Fields(fields.mapping("payload"), "manifest: payload")
+    manifest = Manifest(
+        payload=Payload(
+            digest=payload.digest("digest"),
+            payload_bytes=payload.integer("bytes", at_least=1),
+            num_virtual_tokens=payload.integer("num_virtual_tokens", at_least=1),
+            hidden_size=payload.integer("hidden_size", at_least=1),
+        ),
+        fingerprint=BaseModelFingerprint.from_json(fields.mapping("fingerprint")),
+        task=TaskSpec.from_json(fields.mapping("task")),
+        provenance=Provenance.from_json(fields.mapping("provenance")),
+        metrics=fields.numbers("metrics"),
+    )
+    payload.done()
+    fields.done()
+    return manifest

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptstore.core.fields import Fields
-from promptstore.core.task import check_name
 from promptstore.errors import CorruptError
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Give `manifest` (a digest) the task's next free number."""
+    """Give the manifest with this digest, and the payload it names, the task's next free number."""
 
     task: str
     number: int
     manifest: str
+    payload: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,23 @@ class Expire:
     number: int
 
 
-Operation = Publish | MoveAlias | DeleteAlias | Attest | Expire
+@dataclass(frozen=True, slots=True)
+class Condemn:
+    """Give up the stored bytes of these digests, which no version kept needs; they may be deleted from now on.
+
+    digests: of payloads and manifests, ascending. Bytes of one of them that are published again go to another place.
+    """
+
+    digests: tuple[str, ...]
+
+
+Operation = Publish | MoveAlias | DeleteAlias | Attest | Expire | Condemn
 
 
 def operation_to_json(operation: Operation) -> dict[str, Any]:
     match operation:
-        case Publish(task, number, manifest):
-            return {"op": "publish", "task": task, "number": number, "manifest": manifest}
+        case Publish(task, number, manifest, payload):
+            return {"op": "publish", "task": task, "number": number, "manifest": manifest, "payload": payload}
         case MoveAlias(task, alias, expected, to, forced):
             return {"op": "move_alias", "task": task, "alias": alias, "expected": expected, "to": to, "forced": forced}
         case DeleteAlias(task, alias, expected):
@@ -77,6 +87,8 @@ def operation_to_json(operation: Operation) -> dict[str, Any]:
             return {"op": "attest", "task": task, "number": number, "kind": kind, "body": dict(body)}
         case Expire(task, number):
             return {"op": "expire", "task": task, "number": number}
+        case Condemn(digests):
+            return {"op": "condemn", "digests": list(digests)}
 
 
 def operation_from_json(value: Any) -> Operation:
@@ -87,24 +99,27 @@ def operation_from_json(value: Any) -> Operation:
     """
     fields = Fields(value, "operation")
     kind = fields.text("op")
-    task = fields.text("task")
-    check_name(task, "task name")
-    operation: Operation
-    match kind:
-        case "publish":
-            operation = Publish(task, fields.integer("number", at_least=1), fields.digest("manifest"))
-        case "move_alias":
-            alias = fields.text("alias")
-            expected = fields.optional_integer("expected", at_least=1)
-            operation = MoveAlias(task, alias, expected, fields.integer("to", at_least=1), fields.boolean("forced"))
-        case "delete_alias":
-            operation = DeleteAlias(task, fields.text("alias"), fields.integer("expected", at_least=1))
-        case "attest":
-            number = fields.integer("number", at_least=1)
-            operation = Attest(task, number, fields.text("kind"), fields.mapping("body"))
-        case "expire":
-            operation = Expire(task, fields.integer("number", at_least=1))
-        case _:
-            raise CorruptError(f"operation {kind!r} is unknown; this store needs a newer promptstore")
+    operation = Condemn(tuple(fields.digests("digests"))) if kind == "condemn" else _task_operation(kind, fields)
     fields.done()
     return operation
+
+
+def _task_operation(kind: str, fields: Fields) -> Operation:
+    task = fields.name("task")
+    match kind:
+        case "publish":
+            number = fields.integer("number", at_least=1)
+            return Publish(task, number, fields.digest("manifest"), fields.digest("payload"))
+        case "move_alias":
+            alias = fields.name("alias")
+            expected = fields.optional_integer("expected", at_least=1)
+            return MoveAlias(task, alias, expected, fields.integer("to", at_least=1), fields.boolean("forced"))
+        case "delete_alias":
+            return DeleteAlias(task, fields.name("alias"), fields.integer("expected", at_least=1))
+        case "attest":
+            number = fields.integer("number", at_least=1)
+            return Attest(task, number, fields.name("kind"), fields.mapping("body"))
+        case "expire":
+            return Expire(task, fields.integer("number", at_least=1))
+        case _:
+            raise CorruptError(f"operation {kind!r} is unknown; this store needs a newer promptstore")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from promptstore.core.digest import DIGEST_PATTERN
-from promptstore.core.task import check_name
+from promptstore.core.name import check_name
 from promptstore.errors import InvalidInputError
 
 DEFAULT_ALIAS = "production"

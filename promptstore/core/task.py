@@ -1,16 +1,15 @@
 """What a prompt is for: the task's template, labels, lengths, metric and data."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, Literal, cast, get_args
 
 from promptstore.core.fields import Fields
+from promptstore.core.name import check_name
 from promptstore.errors import InvalidInputError
 
 TaskKind = Literal["classification", "generation"]
-NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +148,6 @@ class TaskSpec:
         data.done()
         fields.done()
         return spec
-
-
-def check_name(name: str, what: str) -> None:
-    """Refuse names that could not be a path segment, a URL segment and a metric label alike."""
-    if not NAME_PATTERN.fullmatch(name):
-        raise InvalidInputError(
-            f"{what} {name!r} is not valid: use 1 to 64 of a-z, 0-9, '-', '_' and '.', "
-            "starting and ending with a letter or digit"
-        )
 
 
 def _label(value: Any) -> Label:

@@ -1,0 +1,16 @@
+"""What tasks and aliases may be called."""
+
+import re
+
+from promptstore.errors import InvalidInputError
+
+NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?")
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse names that could not be a path segment, a URL segment and a metric label alike."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise InvalidInputError(
+            f"{what} {name!r} is not valid: use 1 to 64 of a-z, 0-9, '-', '_' and '.', "
+            "starting and ending with a letter or digit"
+        )
