@@ -86,7 +86,7 @@ def unique(request: pytest.FixtureRequest) -> Callable[[RunStarted], RunStarted]
 Unique = Callable[[RunStarted], RunStarted]
 
 
-def test_a_run_started_twice_is_one_run_even_for_another_process(server: Server, unique: Unique):
+def test_a_run_started_twice_is_one_run_even_for_another_process(server: Server, unique: Unique) -> None:
     job = unique(JOB)
     first, second = server.sink(), server.sink()
     first.send(job)
@@ -96,7 +96,7 @@ def test_a_run_started_twice_is_one_run_even_for_another_process(server: Server,
     assert first.run_id(job.run) == second.run_id(job.run)
 
 
-def test_a_measurement_sent_twice_counts_once(server: Server, unique: Unique):
+def test_a_measurement_sent_twice_counts_once(server: Server, unique: Unique) -> None:
     job = unique(JOB)
     sink = server.sink()
     sink.send(job)
@@ -106,7 +106,7 @@ def test_a_measurement_sent_twice_counts_once(server: Server, unique: Unique):
     assert server.steps(str(sink.run_id(job.run)), "loss") == [1, 2]
 
 
-def test_an_unknown_run_is_refused_for_ever(server: Server):
+def test_an_unknown_run_is_refused_for_ever(server: Server) -> None:
     with pytest.raises(TrackingRefusedError, match="never started"):
         server.sink().send(TagsSet("nobody", {"a": "b"}))
 
@@ -130,7 +130,7 @@ def told(mlflow_server: MlflowServer, unique: Unique) -> tuple[Any, Any, Any]:
     return client, client.get_run(sink.run_id(job.run)), client.get_run(sink.run_id(prompt.run))
 
 
-def test_mlflow_holds_what_was_said(told: tuple[Any, Any, Any]):
+def test_mlflow_holds_what_was_said(told: tuple[Any, Any, Any]) -> None:
     client, job, prompt = told
     assert prompt.info.status == "FINISHED"
     assert prompt.data.tags["mlflow.parentRunId"] == job.info.run_id
@@ -142,7 +142,7 @@ def test_mlflow_holds_what_was_said(told: tuple[Any, Any, Any]):
     assert Path(path).read_bytes() == b"bytes"
 
 
-def test_mlflow_holds_both_data_sets_with_their_whole_digest(told: tuple[Any, Any, Any]):
+def test_mlflow_holds_both_data_sets_with_their_whole_digest(told: tuple[Any, Any, Any]) -> None:
     _, _, prompt = told
     found = {each.tags[0].value: json.loads(each.dataset.profile) for each in prompt.inputs.dataset_inputs}
     assert found == {
@@ -151,12 +151,12 @@ def test_mlflow_holds_both_data_sets_with_their_whole_digest(told: tuple[Any, An
     }
 
 
-def test_artifacts_lie_beside_the_database_not_in_the_working_folder(told: tuple[Any, Any, Any]):
+def test_artifacts_lie_beside_the_database_not_in_the_working_folder(told: tuple[Any, Any, Any]) -> None:
     client, job, _ = told
     assert client.get_experiment(job.info.experiment_id).artifact_location.endswith("/artifacts/sst2")
 
 
-def test_a_resumed_fit_that_repeats_its_last_steps_adds_none_twice(mlflow_server: MlflowServer, unique: Unique):
+def test_a_resumed_fit_that_repeats_its_last_steps_adds_none_twice(mlflow_server: MlflowServer, unique: Unique) -> None:
     job = unique(JOB)
     first = mlflow_server.sink()
     first.send(job)
@@ -170,7 +170,7 @@ def test_a_resumed_fit_that_repeats_its_last_steps_adds_none_twice(mlflow_server
     assert connect(mlflow_server.uri).get_run(run_id).info.status == "RUNNING"
 
 
-def test_a_deleted_experiment_is_restored_for_a_new_run(mlflow_server: MlflowServer, unique: Unique):
+def test_a_deleted_experiment_is_restored_for_a_new_run(mlflow_server: MlflowServer, unique: Unique) -> None:
     job = unique(replace(JOB, header=replace(JOB.header, experiment="deleted by somebody")))
     mlflow_server.sink().send(job)
     client = connect(mlflow_server.uri)
@@ -180,7 +180,7 @@ def test_a_deleted_experiment_is_restored_for_a_new_run(mlflow_server: MlflowSer
     assert client.get_experiment_by_name("deleted by somebody").lifecycle_stage == "active"
 
 
-def test_what_mlflow_forbids_is_refused_not_retried(mlflow_server: MlflowServer, unique: Unique):
+def test_what_mlflow_forbids_is_refused_not_retried(mlflow_server: MlflowServer, unique: Unique) -> None:
     job = unique(JOB)
     sink = mlflow_server.sink()
     sink.send(job)
@@ -190,6 +190,6 @@ def test_what_mlflow_forbids_is_refused_not_retried(mlflow_server: MlflowServer,
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/nowhere/mlflow.db"])
-def test_a_server_or_database_that_is_not_there_is_unavailable(uri: str):
+def test_a_server_or_database_that_is_not_there_is_unavailable(uri: str) -> None:
     with pytest.raises(TrackingUnavailableError, match=r"127\.0\.0\.1:9|nowhere"):
         MlflowSink(uri).send(JOB)

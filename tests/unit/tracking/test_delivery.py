@@ -31,7 +31,7 @@ def spool(tmp_path: Path) -> Spool:
     return Spool(tmp_path / "job.jsonl")
 
 
-def test_everything_arrives_in_order(sink: MemorySink, spool: Spool):
+def test_everything_arrives_in_order(sink: MemorySink, spool: Spool) -> None:
     delivery = Delivery(sink, spool, patience=QUICK)
     delivery.put(STARTED)
     for step in range(500):
@@ -41,14 +41,14 @@ def test_everything_arrives_in_order(sink: MemorySink, spool: Spool):
     assert (report.spool, report.error, report.refused) == (None, None, ())
 
 
-def test_the_run_id_is_known_as_soon_as_the_run_is_sent(sink: MemorySink, spool: Spool):
+def test_the_run_id_is_known_as_soon_as_the_run_is_sent(sink: MemorySink, spool: Spool) -> None:
     delivery = Delivery(sink, spool, patience=Patience(interval_s=3600))
     delivery.put(STARTED)
     assert delivery.run_id("job/sst2", timeout_s=5) == "run-0"
     delivery.close()
 
 
-def test_a_passing_fault_is_retried_and_leaves_no_trace(sink: MemorySink, spool: Spool):
+def test_a_passing_fault_is_retried_and_leaves_no_trace(sink: MemorySink, spool: Spool) -> None:
     sink.failures_left = 2
     delivery = Delivery(sink, spool, patience=STUBBORN)
     delivery.put(STARTED)
@@ -80,7 +80,7 @@ def test_a_dead_server_spools_says_so_and_the_spool_can_be_sent_later(
     assert [point.step for point in sink.runs["job/sst2"].points] == list(range(100))
 
 
-def test_a_server_that_dies_halfway_gets_the_rest_with_the_run_named_again(sink: MemorySink, spool: Spool):
+def test_a_server_that_dies_halfway_gets_the_rest_with_the_run_named_again(sink: MemorySink, spool: Spool) -> None:
     delivery = Delivery(sink, spool, patience=STUBBORN)
     delivery.put(STARTED)
     assert delivery.run_id("job/sst2", timeout_s=5)
@@ -90,7 +90,7 @@ def test_a_server_that_dies_halfway_gets_the_rest_with_the_run_named_again(sink:
     assert [type(each.event) for each in spool.read()] == [RunStarted, MetricsLogged]
 
 
-def test_a_server_that_comes_back_gets_the_spool_first(sink: MemorySink, spool: Spool):
+def test_a_server_that_comes_back_gets_the_spool_first(sink: MemorySink, spool: Spool) -> None:
     sink.failures_left = 3  # the first event's three tries
     delivery = Delivery(sink, spool, patience=QUICK)
     delivery.put(STARTED)
@@ -102,7 +102,7 @@ def test_a_server_that_comes_back_gets_the_spool_first(sink: MemorySink, spool: 
     assert [point.step for point in sink.runs["job/sst2"].points] == list(range(50))
 
 
-def test_a_repeated_job_sends_first_what_its_first_try_spooled(sink: MemorySink, spool: Spool):
+def test_a_repeated_job_sends_first_what_its_first_try_spooled(sink: MemorySink, spool: Spool) -> None:
     spool.append([STARTED, loss(1)])
     delivery = Delivery(sink, spool, patience=QUICK)
     delivery.put(STARTED)
@@ -113,7 +113,7 @@ def test_a_repeated_job_sends_first_what_its_first_try_spooled(sink: MemorySink,
     assert spool.is_empty
 
 
-def test_what_the_server_never_takes_is_said_and_holds_nothing_up(sink: MemorySink, spool: Spool):
+def test_what_the_server_never_takes_is_said_and_holds_nothing_up(sink: MemorySink, spool: Spool) -> None:
     delivery = Delivery(sink, spool, patience=QUICK)
     delivery.put(TagsSet("nobody", {"a": "b"}))
     delivery.put(STARTED)
@@ -124,7 +124,7 @@ def test_what_the_server_never_takes_is_said_and_holds_nothing_up(sink: MemorySi
     assert spool.is_empty
 
 
-def test_a_sink_that_breaks_in_an_unforeseen_way_spools_instead_of_losing(spool: Spool):
+def test_a_sink_that_breaks_in_an_unforeseen_way_spools_instead_of_losing(spool: Spool) -> None:
     class Broken(MemorySink):
         def send(self, event: Event) -> None:  # noqa: ARG002
             raise ZeroDivisionError("surprise")
@@ -136,7 +136,7 @@ def test_a_sink_that_breaks_in_an_unforeseen_way_spools_instead_of_losing(spool:
     assert [each.event for each in spool.read()] == [STARTED]
 
 
-def test_a_server_that_hangs_does_not_hang_the_end_of_the_job(spool: Spool):
+def test_a_server_that_hangs_does_not_hang_the_end_of_the_job(spool: Spool) -> None:
     answers = Signal()
 
     class Hanging(MemorySink):
@@ -152,7 +152,7 @@ def test_a_server_that_hangs_does_not_hang_the_end_of_the_job(spool: Spool):
     assert report.spooled == 2
 
 
-def test_an_unreadable_spool_is_set_aside_and_said(sink: MemorySink, spool: Spool):
+def test_an_unreadable_spool_is_set_aside_and_said(sink: MemorySink, spool: Spool) -> None:
     spool.path.write_text("rubbish\n")
     delivery = Delivery(sink, spool, patience=QUICK)
     delivery.put(STARTED)
@@ -161,7 +161,7 @@ def test_an_unreadable_spool_is_set_aside_and_said(sink: MemorySink, spool: Spoo
     assert sink.run_id("job/sst2") == "run-0"
 
 
-def test_a_spool_that_cannot_be_written_says_what_is_lost(sink: MemorySink, tmp_path: Path):
+def test_a_spool_that_cannot_be_written_says_what_is_lost(sink: MemorySink, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     sink.failures_left = -1

@@ -43,7 +43,7 @@ events: st.SearchStrategy[Event] = st.one_of(
 
 
 @given(events)
-def test_an_event_survives_json(event: Event):
+def test_an_event_survives_json(event: Event) -> None:
     assert event_from_json(json.loads(json.dumps(event_to_json(event), allow_nan=False))) == event
 
 
