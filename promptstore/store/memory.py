@@ -1,0 +1,91 @@
+"""What this machine has seen of each store, so that a store cannot go back in time unnoticed."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptstore.core.digest import canonical_json, parse_json
+from promptstore.core.fields import Fields
+from promptstore.core.state import StoreState
+from promptstore.errors import UntrustedError
+from promptstore.store.files import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The last commit seen of a store; number 0 and the digest of `store.json` before the first."""
+
+    store_id: str
+    number: int
+    digest: str
+
+
+class HeadMemory:
+    """Heads in small files of one folder, one per store id and one per URL. Many processes may share the folder.
+
+    Two processes that save at the same moment may leave the older of two heads: the next save mends it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def check(self, url: str, state: StoreState, digest_of: Callable[[int], str]) -> None:
+        """Refuse a store that is not a continuation of what was seen before, by its URL or by its id.
+
+        state: the end of the log as it is now. digest_of: the digest of an earlier commit of that log.
+
+        Raises:
+            UntrustedError: the log ends before a commit seen earlier, forks from it, or is that of another store.
+        """
+        at_url = _load(self._url_file(url))
+        if at_url is not None and at_url.store_id != state.store_id:
+            raise UntrustedError(
+                f"{url} held store {at_url.store_id} when this machine last saw it, now it holds {state.store_id}: "
+                f"it was replaced. If that was meant, delete {self._url_file(url)}"
+            )
+        seen = _load(self._store_file(state.store_id))
+        if seen is None:
+            return
+        advice = f"it was rolled back or forked. If that was meant, delete {self._store_file(state.store_id)}"
+        if state.number < seen.number:
+            raise UntrustedError(f"{url} ends at commit {state.number}, but commit {seen.number} was seen: {advice}")
+        digest = state.digest if state.number == seen.number else digest_of(seen.number)
+        if digest != seen.digest:
+            raise UntrustedError(
+                f"{url}: commit {seen.number} is {digest[:12]}, but was {seen.digest[:12]} when last seen: {advice}"
+            )
+
+    def save(self, url: str, state: StoreState) -> None:
+        """Remember `state` as seen, unless a later one is."""
+        head = Head(state.store_id, state.number, state.digest)
+        seen = _load(self._store_file(state.store_id))
+        if seen is None or seen.number < head.number:
+            _save(self._store_file(state.store_id), head)
+        if _load(self._url_file(url)) is None:
+            _save(self._url_file(url), head)
+
+    def _store_file(self, store_id: str) -> Path:
+        return self._folder / f"store-{_short(store_id)}.json"
+
+    def _url_file(self, url: str) -> Path:
+        return self._folder / f"url-{_short(url)}.json"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _load(path: Path) -> Head | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    fields = Fields(parse_json(data, str(path)), str(path))
+    head = Head(fields.text("store_id"), fields.integer("number"), fields.digest("digest"))
+    fields.done()
+    return head
+
+
+def _save(path: Path, head: Head) -> None:
+    write_atomically(path, canonical_json({"store_id": head.store_id, "number": head.number, "digest": head.digest}))
