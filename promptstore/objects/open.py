@@ -9,7 +9,7 @@ from promptstore.objects.local import LocalObjectStore
 from promptstore.objects.memory import shared_memory_store
 from promptstore.store.objects import ObjectStore
 
-KINDS = "file:///folder, a path, or memory://name"
+KINDS = "s3://bucket/prefix, file:///folder, a path, or memory://name"
 
 
 class StoreSettings(Protocol):
@@ -27,8 +27,8 @@ class StoreSettings(Protocol):
     def s3_timeout_s(self) -> float: ...
 
 
-def open_object_store(url: str, settings: StoreSettings) -> ObjectStore:  # noqa: ARG001 - the S3 driver reads them
-    """The driver for `url`: file:///folder, a path, or memory://name. Touches no network, no disk.
+def open_object_store(url: str, settings: StoreSettings) -> ObjectStore:
+    """The driver for `url`: s3://bucket/prefix, file:///folder, a path, or memory://name. Touches no network, no disk.
 
     Raises:
         InvalidInputError: `url` names no kind of store, or the kind's own part is wrong.
@@ -43,6 +43,8 @@ def open_object_store(url: str, settings: StoreSettings) -> ObjectStore:  # noqa
             return LocalObjectStore(_folder(url))
         case "memory":
             return shared_memory_store(rest)
+        case "s3":
+            return _open_s3(url, settings)
         case _:
             raise InvalidInputError(f"store {url!r} is of unknown kind {kind!r}; expected {KINDS}")
 
@@ -52,3 +54,17 @@ def _folder(url: str) -> Path:
     if parts.netloc not in {"", "localhost"} or parts.query or parts.fragment or not parts.path.startswith("/"):
         raise InvalidInputError(f"store {url!r}: expected file:///folder with three slashes and an absolute path")
     return Path(unquote(parts.path))
+
+
+def _open_s3(url: str, settings: StoreSettings) -> ObjectStore:
+    from promptstore.objects.s3 import S3ObjectStore, S3Options
+
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    options = S3Options(
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        addressing=settings.s3_addressing,
+        encryption=settings.s3_encryption,
+        timeout_s=settings.s3_timeout_s,
+    )
+    return S3ObjectStore(bucket, prefix.strip("/"), options)

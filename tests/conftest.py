@@ -1,0 +1,57 @@
+"""Real servers for every test that asks: started once per run, at first use."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from promptstore.testing.servers import (
+    MissingServerError,
+    PostgresServer,
+    S3Server,
+    careless_server,
+    moto_server,
+    postgres_server,
+    seaweedfs_server,
+)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[S3Server]:
+    """A real S3 server."""
+    with _with_credentials(seaweedfs_server) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """An emulator of S3."""
+    with _with_credentials(moto_server) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def careless() -> Iterator[S3Server]:
+    """A real S3 server that ignores create-only writes."""
+    with _with_credentials(careless_server) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    try:
+        with postgres_server() as server:
+            yield server
+    except MissingServerError as error:
+        pytest.skip(str(error))
+
+
+@contextmanager
+def _with_credentials(start: Callable[[], AbstractContextManager[S3Server]]) -> Iterator[S3Server]:
+    try:
+        with start() as server, pytest.MonkeyPatch.context() as patch:
+            for name, value in server.environment.items():
+                patch.setenv(name, value)
+            yield server
+    except MissingServerError as error:
+        pytest.skip(str(error))
