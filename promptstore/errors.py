@@ -43,3 +43,11 @@ class UntrustedError(PromptStoreError):
 
 class IncompatibleModelError(PromptStoreError):
     """The prompt was fitted to another base model; load that model or tune the task on this one."""
+
+
+class OverloadedError(PromptStoreError):
+    """The server has all the work it may queue; wait a moment, then repeat the request."""
+
+
+class NotServingError(PromptStoreError):
+    """The server is starting or shutting down; ask another replica, or repeat the request in a moment."""

@@ -1,0 +1,197 @@
+"""What a decoder-only model remembers of a prompt, computed once per version instead of once per request.
+
+A causal model's keys and values for leading positions do not depend on what follows. A batch's cache is put together
+from rows of different prompts and lengths as `[pad][prompt][tokens]`, without a gap inside a row, because sliding
+windows count cache slots, not positions. Every layer keeps its whole history, sliding ones too: the mask cuts them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from promptstore.errors import InvalidInputError
+from promptstore.lm.frozen import FrozenModel
+
+ROOM = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeysValues:
+    """Keys and values of C leading positions. keys: [L, K, C, D], values: [L, K, C, D'], L layers of K heads."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def length(self) -> int:
+        """C: virtual tokens, and template tokens that every input of the task starts with."""
+        return int(self.keys.shape[2])
+
+
+@torch.inference_mode()
+def compute_keys_values(model: FrozenModel, prompt: Tensor, prefix_ids: Sequence[int] = ()) -> KeysValues:
+    """The keys and values of a prompt and of the tokens that always follow it. One forward pass over both.
+
+    prompt: [P, H] of any float dtype, on the model's device.
+
+    Raises:
+        InvalidInputError: the architecture keeps something else than one key and value per position, head and layer.
+    """
+    embedded = prompt.to(model.dtype)[None]
+    if prefix_ids:
+        embedded = torch.cat([embedded, model.embed(torch.tensor([list(prefix_ids)], device=model.device))], dim=1)
+    length = int(embedded.shape[1])
+    cache = DynamicCache()
+    model.network.base_model(
+        inputs_embeds=embedded,
+        attention_mask=torch.ones((1, length), dtype=torch.long, device=model.device),
+        past_key_values=cache,
+        use_cache=True,
+        **_positions(model, torch.arange(length)[None]),
+    )
+    return KeysValues(_stacked(cache, "keys", length), _stacked(cache, "values", length))
+
+
+class BatchCache:
+    """Keys and values of R rows, each in consecutive slots, in buffers with room to grow.
+
+    Row r fills the slots `starts[r]` to `stops[r]`; a forward pass appends at `end`, so rows that are to be continued
+    must stop there: `aligned` makes a cache where they do.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, starts: list[int], stops: list[int]) -> None:
+        self.keys = keys
+        self.values = values
+        self.starts = starts
+        self.stops = stops
+        self.end = max(stops)
+
+    @property
+    def rows(self) -> int:
+        return len(self.starts)
+
+    def run(self, model: FrozenModel, inputs: Sequence[Sequence[int]]) -> Tensor:
+        """Appends each row's tokens and returns the hidden state after its last one, contiguous [R, H].
+
+        Shorter inputs are padded on the right; the padding's slots are left behind the rows' stops.
+        """
+        if any(stop != self.end for stop in self.stops):
+            raise ValueError("only rows that stop at the end of the cache can be continued; align them first")
+        lengths = [len(ids) for ids in inputs]
+        width = max(lengths)
+        self._make_room(width)
+        left = min(self.starts)
+        ids = torch.full((self.rows, width), model.pad_token_id, dtype=torch.long)
+        mask = torch.zeros((self.rows, self.end + width - left), dtype=torch.long)
+        for row, (start, tokens) in enumerate(zip(self.starts, inputs, strict=True)):
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+            mask[row, start - left : self.end - left + len(tokens)] = 1
+        positions = _row_positions([self.end - start for start in self.starts], lengths)
+        outputs = model.network.base_model(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            past_key_values=self._as_transformers(left),
+            use_cache=True,
+            **_positions(model, positions),
+        )
+        self.stops = [self.end + length for length in lengths]
+        self.end += width
+        last = torch.tensor(lengths, device=model.device) - 1
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden[torch.arange(self.rows, device=model.device), last].contiguous()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops every row but these, in this order."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.keys.device)
+        self.keys = self.keys.index_select(1, index)
+        self.values = self.values.index_select(1, index)
+        self.starts = [self.starts[row] for row in rows]
+        self.stops = [self.stops[row] for row in rows]
+
+    def slots(self, row: int) -> KeysValues:
+        """A view of what one row holds."""
+        start, stop = self.starts[row], self.stops[row]
+        return KeysValues(self.keys[:, row, :, start:stop], self.values[:, row, :, start:stop])
+
+    def _make_room(self, count: int) -> None:
+        if self.end + count > self.keys.shape[3]:
+            grown = aligned([self.slots(row) for row in range(self.rows)], room=count + ROOM)
+            self.keys, self.values = grown.keys, grown.values
+            self.starts, self.stops, self.end = grown.starts, grown.stops, grown.end
+
+    def _as_transformers(self, left: int) -> Cache:
+        """The slots from `left` to `end` as transformers wants them: one layer object per layer, updated in place."""
+        pairs = zip(self.keys, self.values, strict=True)
+        return Cache(layers=[_RoomyLayer(keys, values, left, self.end) for keys, values in pairs])
+
+
+def aligned(rows: Sequence[KeysValues], *, room: int) -> BatchCache:
+    """A cache of copies of `rows`, padded on the left so that all stop at its end, with `room` free slots behind."""
+    end = max(row.length for row in rows)
+    starts = [end - row.length for row in rows]
+    keys = _right_aligned([row.keys for row in rows], end, room)
+    values = _right_aligned([row.values for row in rows], end, room)
+    return BatchCache(keys, values, starts, [end] * len(rows))
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's view of a `BatchCache`: writes into its buffers where transformers' own layer copies them whole."""
+
+    def __init__(self, keys: Tensor, values: Tensor, left: int, end: int) -> None:
+        super().__init__()
+        self._key_buffer = keys
+        self._value_buffer = values
+        self._left = left
+        self._end = end
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+        self._expose()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        start = self._end
+        self._end += int(key_states.shape[-2])
+        self._key_buffer[:, :, start : self._end] = key_states
+        self._value_buffer[:, :, start : self._end] = value_states
+        return self._expose()
+
+    def _expose(self) -> tuple[Tensor, Tensor]:
+        self.keys = self._key_buffer[:, :, self._left : self._end]
+        self.values = self._value_buffer[:, :, self._left : self._end]
+        return self.keys, self.values
+
+
+def _row_positions(before: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """Positions of padded tokens, [R, width]; padding repeats its row's last one, so that none is past the model's."""
+    counted = torch.arange(max(lengths))[None].expand(len(lengths), -1)
+    within = torch.minimum(counted, torch.tensor(lengths)[:, None] - 1)
+    return within + torch.tensor(before)[:, None]
+
+
+def _positions(model: FrozenModel, positions: Tensor) -> dict[str, Tensor]:
+    return {"position_ids": positions.to(model.device)} if model.takes_positions else {}
+
+
+def _stacked(cache: Cache, part: str, length: int) -> Tensor:
+    """One part of every layer as [L, K, C, D]; the batch of one is gone."""
+    tensors = [getattr(layer, part, None) for layer in cache.layers]
+    shapes = {None if tensor is None else tuple(tensor.shape) for tensor in tensors}
+    plain = [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.ndim == 4]
+    are_plain = len(plain) == len(tensors) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    if not tensors or not are_plain or len(shapes) != 1 or plain[0].shape[2] != length:
+        raise InvalidInputError(f"this architecture's cache is not one key and value per position: {part} {shapes}")
+    return torch.stack([tensor[0] for tensor in plain])
+
+
+def _right_aligned(parts: Sequence[Tensor], end: int, room: int) -> Tensor:
+    """Copies of R parts [L, K, C_r, D] that all stop at slot `end`: [L, R, K, end + room, D]."""
+    layers, heads, _, width = parts[0].shape
+    buffer = parts[0].new_empty((layers, len(parts), heads, end + room, width))
+    for row, part in enumerate(parts):
+        start = end - part.shape[2]
+        # Zeros, because a masked slot still takes part as 0 * value, and 0 * NaN is NaN.
+        buffer[:, row, :, :start] = 0
+        buffer[:, row, :, start:end] = part
+    return buffer

@@ -1,0 +1,187 @@
+"""Prompts by digest: ready on the device, spilled to host memory and disk by least use, loaded once."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Literal
+
+import torch
+
+from promptstore.core.prompt import SoftPrompt
+from promptstore.lm.frozen import FrozenModel
+from promptstore.runtime.row import Decoding, PreparedPrompt
+from promptstore.runtime.spill import DiskSpill
+
+Tier = Literal["device", "host", "disk", "source"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSource:
+    """A prompt as pulled, and the tokens that every input of its task starts with."""
+
+    prompt: SoftPrompt
+    prefix_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Bytes of prepared prompts on the device, and of sources and prepared prompts in host memory.
+
+    What a batch uses at the moment comes on top. Where the CPU is the device, both are the same memory.
+    """
+
+    device_bytes: int = 2 << 30
+    host_bytes: int = 2 << 30
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    source: Future[PromptSource] = field(default_factory=Future)
+    device: PreparedPrompt | None = None
+    host: PreparedPrompt | None = None
+    holds: int = 0
+    pins: int = 0
+
+    @property
+    def is_free(self) -> bool:
+        return self.holds == 0 and self.pins == 0
+
+    @property
+    def host_bytes(self) -> int:
+        source_bytes = self.source.result().prompt.embeddings.nbytes if self.source.done() else 0
+        return source_bytes + (self.host.size_bytes if self.host else 0)
+
+
+class PromptBank:
+    """Every prompt a server may need, by the digest of its manifest: a name may move, a digest may not.
+
+    `hold`, `release` and the views are for any thread; `prepared` is for the thread that owns the device. A held
+    prompt's source stays in memory, so answering under it never needs the store.
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        decoding: Decoding,
+        *,
+        budgets: Budgets = Budgets(),
+        spill: DiskSpill | None = None,
+    ) -> None:
+        self._model = model
+        self._decoding = decoding
+        self._budgets = budgets
+        self._spill = spill
+        self._lock = Lock()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self.counts: Counter[str] = Counter()
+
+    def hold(self, digest: str, load: Callable[[], PromptSource], *, pin: bool = False) -> None:
+        """Makes sure that the prompt is in memory and stays there until `release`; blocks for `load` if it is not.
+
+        However many threads ask, `load` runs once at a time per digest. pin: the hold of an alias, which also makes
+        the prompt the last to leave the device.
+
+        Raises:
+            whatever `load` raises; then nothing is held.
+        """
+        with self._lock:
+            entry = self._entries.get(digest)
+            is_first = entry is None
+            if entry is None:
+                entry = self._entries[digest] = _Entry()
+            entry.pins += pin
+            entry.holds += not pin
+        if not is_first:
+            entry.source.result()
+            return
+        try:
+            entry.source.set_result(load())
+        except BaseException as error:
+            with self._lock:
+                del self._entries[digest]
+            entry.source.set_exception(error)
+            raise
+
+    def release(self, digest: str, *, pin: bool = False) -> None:
+        """Ends one `hold`."""
+        with self._lock:
+            entry = self._entries[digest]
+            entry.pins -= pin
+            entry.holds -= not pin
+            self._trim_sources()
+
+    def prepared(self, digest: str) -> PreparedPrompt:
+        """The held prompt on the device, from the nearest place that has it, else computed by one forward pass."""
+        with self._lock:
+            entry = self._entries[digest]
+            self._entries.move_to_end(digest)
+            found = entry.device
+        if found is not None:
+            self.counts["device"] += 1
+            return found
+        found, tier = self._fetch(digest, entry)
+        self.counts[tier] += 1
+        with self._lock:
+            entry.device, entry.host = found, None
+        self._make_room(digest)
+        return found
+
+    def tier(self, digest: str) -> Tier | None:
+        """Where the prompt is nearest; `source`: pulled, not prepared yet. For people and metrics."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is not None and entry.device is not None:
+                return "device"
+            if entry is not None and entry.host is not None:
+                return "host"
+        if self._spill is not None and digest in self._spill:
+            return "disk"
+        return None if entry is None else "source"
+
+    @property
+    def size_bytes(self) -> dict[Tier, int]:
+        """Bytes by place."""
+        with self._lock:
+            entries = list(self._entries.values())
+        return {
+            "device": sum(entry.device.size_bytes for entry in entries if entry.device is not None),
+            "host": sum(entry.host_bytes for entry in entries),
+            "disk": 0 if self._spill is None else self._spill.size_bytes,
+        }
+
+    def _fetch(self, digest: str, entry: _Entry) -> tuple[PreparedPrompt, str]:
+        if entry.host is not None:
+            return entry.host.to(self._model.device), "host"
+        if self._spill is not None and (spilled := self._spill.get(digest)) is not None:
+            return spilled, "disk"
+        source = entry.source.result()
+        embeddings = torch.tensor(source.prompt.embeddings, device=self._model.device)
+        return self._decoding.prepare(embeddings, source.prefix_ids), "computed"
+
+    def _make_room(self, newest: str) -> None:
+        """Moves what is over budget from the device to the host and from there to disk, `newest` excepted."""
+        with self._lock:
+            entries = [(digest, entry) for digest, entry in self._entries.items() if digest != newest]
+            entries.sort(key=lambda pair: pair[1].pins > 0)
+        surplus = self.size_bytes["device"] - self._budgets.device_bytes
+        for _, entry in entries:
+            if surplus > 0 and (leaving := entry.device) is not None:
+                surplus -= leaving.size_bytes
+                entry.device, entry.host = None, leaving.to(torch.device("cpu"))
+        surplus = self.size_bytes["host"] - self._budgets.host_bytes
+        for digest, entry in entries:
+            if surplus > 0 and entry.host is not None:
+                surplus -= entry.host.size_bytes
+                if self._spill is not None:
+                    self._spill.put(digest, entry.host)
+                entry.host = None
+
+    def _trim_sources(self) -> None:
+        """Forgets what nobody holds, least recently used first, until host memory is within its budget."""
+        surplus = sum(entry.host_bytes for entry in self._entries.values()) - self._budgets.host_bytes
+        for digest in [digest for digest, entry in self._entries.items() if entry.is_free]:
+            if surplus <= 0:
+                return
+            surplus -= self._entries.pop(digest).host_bytes

@@ -1,0 +1,77 @@
+"""Rows whose prompts' keys and values are kept: each request computes its own tokens and nothing else."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.keys_values import ROOM, BatchCache, KeysValues, aligned, compute_keys_values
+from promptstore.runtime.row import PreparedPrompt, Row, RunningRows
+
+
+class CachedDecoding:
+    """For decoder-only models whose cache is one key and value per position."""
+
+    def __init__(self, model: FrozenModel) -> None:
+        self._model = model
+
+    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...]) -> PreparedPrompt:
+        found = compute_keys_values(self._model, prompt, prefix_ids)
+        return PreparedPrompt({"keys": found.keys, "values": found.values}, prefix_ids)
+
+    @torch.inference_mode()
+    def read(self, rows: Sequence[Row]) -> Tensor:
+        return self.open_rows(rows)[1]
+
+    def start(self) -> RunningRows:
+        return _CachedRows(self)
+
+    @torch.inference_mode()
+    def step(self, cache: BatchCache, token_ids: Sequence[int]) -> Tensor:
+        return cache.run(self._model, [[token] for token in token_ids])
+
+    @torch.inference_mode()
+    def join(self, cache: BatchCache | None, rows: Sequence[Row]) -> tuple[BatchCache, Tensor]:
+        newcomers, states = self.open_rows(rows)
+        running = [] if cache is None else [cache.slots(row) for row in range(cache.rows)]
+        return aligned([*running, *(newcomers.slots(row) for row in range(newcomers.rows))], room=ROOM), states
+
+    def open_rows(self, rows: Sequence[Row]) -> tuple[BatchCache, Tensor]:
+        """A cache that holds `rows`, and the states that their answers are read from."""
+        parts = [split(row) for row in rows]
+        inputs = [ids for _, ids in parts]
+        cache = aligned([known for known, _ in parts], room=max(map(len, inputs)))
+        return cache, cache.run(self._model, inputs)
+
+
+class _CachedRows:
+    def __init__(self, decoding: CachedDecoding) -> None:
+        self._decoding = decoding
+        self._cache: BatchCache | None = None
+
+    def join(self, rows: Sequence[Row]) -> Tensor:
+        self._cache, states = self._decoding.join(self._cache, rows)
+        return states
+
+    def step(self, token_ids: Sequence[int]) -> Tensor:
+        if self._cache is None:
+            raise ValueError("no rows to continue; join some first")
+        return self._decoding.step(self._cache, token_ids)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        if not rows:
+            self._cache = None
+        elif self._cache is not None:
+            self._cache.keep(rows)
+
+
+def split(row: Row) -> tuple[KeysValues, Sequence[int]]:
+    """What is known of a row's start, and the tokens left to compute: always at least one, to read the answer from."""
+    keys, values, prefix_ids = row.prompt.tensors["keys"], row.prompt.tensors["values"], row.prompt.prefix_ids
+    pairs = zip(prefix_ids, row.input_ids[:-1], strict=False)
+    shared = next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+    if shared is None:
+        shared = min(len(prefix_ids), len(row.input_ids) - 1)
+    length = int(keys.shape[2]) - len(prefix_ids) + shared
+    return KeysValues(keys[:, :, :length], values[:, :, :length]), row.input_ids[shared:]

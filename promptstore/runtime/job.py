@@ -1,0 +1,76 @@
+"""What is asked of the engine, and what it says back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from promptstore.runtime.sampling import ChosenToken, Sampling
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The answer to a `ScoreJob`. logits: one per label, in the job's order."""
+
+    logits: tuple[float, ...]
+    batch_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One more token of a `GenerateJob`. text: what became certain with it; may be empty."""
+
+    token: ChosenToken
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a `GenerateJob`. text: what was held back until now."""
+
+    text: str
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job got no answer, or no further one."""
+
+    error: Exception
+
+
+Event = Scored | Generated | Finished | Failed
+
+
+@dataclass(slots=True, eq=False)
+class ScoreJob:
+    """Score labels after one input under one prompt, by the logits of their first tokens.
+
+    digest: of the prompt's manifest; the bank must hold it until the last event.
+    deliver: called on the engine's thread, once; must neither block nor raise.
+    """
+
+    digest: str
+    input_ids: Sequence[int]
+    label_token_ids: Sequence[int]
+    deliver: Callable[[Event], None]
+    is_cancelled: bool = field(default=False, init=False)
+
+
+@dataclass(slots=True, eq=False)
+class GenerateJob:
+    """Continue one input under one prompt.
+
+    deliver: called on the engine's thread, per token and at the end; must neither block nor raise.
+    is_cancelled: set it from any thread to stop early; nothing is delivered any more.
+    """
+
+    digest: str
+    input_ids: Sequence[int]
+    sampling: Sampling
+    deliver: Callable[[Event], None]
+    is_cancelled: bool = field(default=False, init=False)
+
+
+Job = ScoreJob | GenerateJob

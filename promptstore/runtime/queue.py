@@ -1,0 +1,76 @@
+"""Jobs that wait for the engine: bounded, first come first served, batched with others of like length."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from promptstore.runtime.job import Job
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+# How many batches' worth of waiting jobs are looked through for like lengths.
+WINDOW_BATCHES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """rows: inputs in one batch. tokens: input tokens in one batch, padding included; a longer single input passes."""
+
+    rows: int = 32
+    tokens: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(Generic[AnyJob]):
+    """since: when the job came, by the scheduler's clock, in seconds."""
+
+    job: AnyJob
+    since: float
+
+
+class JobQueue(Generic[AnyJob]):
+    """Not thread-safe; the scheduler's lock guards it."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Waiting[AnyJob]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, job: AnyJob, now: float) -> None:
+        self._waiting.append(Waiting(job, now))
+
+    def take_expired(self, before: float) -> list[AnyJob]:
+        """Removes the jobs that came earlier than `before`."""
+        expired = []
+        while self._waiting and self._waiting[0].since < before:
+            expired.append(self._waiting.popleft().job)
+        return expired
+
+    def take_batch(self, limits: BatchLimits) -> Sequence[AnyJob]:
+        """Removes a batch: the oldest job, so that none starves, and those nearest to it in length, to pad little."""
+        while self._waiting and self._waiting[0].job.is_cancelled:
+            self._waiting.popleft()
+        if not self._waiting or limits.rows < 1:
+            return ()
+        window = [self._waiting.popleft() for _ in range(min(len(self._waiting), WINDOW_BATCHES * limits.rows))]
+        length = len(window[0].job.input_ids)
+        by_distance = sorted(range(len(window)), key=lambda at: abs(len(window[at].job.input_ids) - length))
+        taken: set[int] = set()
+        longest = 0
+        for at in by_distance:
+            if window[at].job.is_cancelled:
+                continue
+            longest = max(longest, len(window[at].job.input_ids))
+            if taken and (len(taken) == limits.rows or longest * (len(taken) + 1) > limits.tokens):
+                break
+            taken.add(at)
+        # What was looked at and left goes back in front, in the order it came.
+        self._waiting.extendleft(reversed([each for at, each in enumerate(window) if at not in taken]))
+        return [window[at].job for at in sorted(taken)]
+
+    def take_all(self) -> list[AnyJob]:
+        jobs = [waiting.job for waiting in self._waiting]
+        self._waiting.clear()
+        return jobs

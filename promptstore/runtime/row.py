@@ -1,0 +1,62 @@
+"""A prompt made ready for one model, and one input behind it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedPrompt:
+    """What the model needs of a prompt: its keys and values, or its embeddings.
+
+    prefix_ids: tokens that every input of the task starts with and that the tensors already cover.
+    """
+
+    tensors: Mapping[str, Tensor]
+    prefix_ids: tuple[int, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def to(self, device: torch.device) -> "PreparedPrompt":
+        return PreparedPrompt({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.prefix_ids)
+
+
+class Row(NamedTuple):
+    """One input behind one prompt, on the model's device. input_ids: at least one token."""
+
+    prompt: PreparedPrompt
+    input_ids: Sequence[int]
+
+
+class RunningRows(Protocol):
+    """Rows that are being continued. Not thread-safe; every method blocks for its forward pass.
+
+    A method that raises has changed nothing, so it may be tried again with fewer rows.
+    """
+
+    def join(self, rows: Sequence[Row]) -> Tensor:
+        """Adds rows behind those that run. Returns the states that their first tokens are read from, [n, H]."""
+
+    def step(self, token_ids: Sequence[int]) -> Tensor:
+        """Appends one token to every row. Returns the states that the next ones are read from, [R, H]."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops every row but these, in this order."""
+
+
+class Decoding(Protocol):
+    """How rows of different prompts and lengths go through the model, correct in any batch."""
+
+    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...]) -> PreparedPrompt:
+        """Makes a prompt ready. prompt: [P, H] on the model's device."""
+
+    def read(self, rows: Sequence[Row]) -> Tensor:
+        """The states that the answers' first tokens are read from, [B, H]."""
+
+    def start(self) -> RunningRows:
+        """No rows yet; `join` adds them."""

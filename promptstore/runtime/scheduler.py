@@ -1,0 +1,209 @@
+"""The thread that owns the device: a bounded queue in front of the engine, and batches out of it."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+from typing import Any, Protocol, TypeVar
+
+from promptstore.errors import NotServingError, OverloadedError
+from promptstore.runtime.job import Failed, GenerateJob, Job, ScoreJob
+from promptstore.runtime.queue import BatchLimits, JobQueue
+
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+
+class JobEngine(Protocol):
+    """What the scheduler drives; `promptstore.runtime.engine.Engine` is the real one."""
+
+    @property
+    def running(self) -> int: ...
+    def score(self, jobs: Sequence[ScoreJob]) -> None: ...
+    def start(self, jobs: Sequence[GenerateJob]) -> None: ...
+    def step(self) -> None: ...
+    def abort(self, error: Exception) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """queued: jobs that may wait; more are refused at once, so that waiting stays bounded under any load.
+
+    running: answers generated side by side. wait_s: how long an idle engine waits for a batch to fill.
+    queue_timeout_s: a job that waited longer is refused instead of answered too late.
+    """
+
+    batch: BatchLimits = field(default_factory=BatchLimits)
+    queued: int = 512
+    running: int = 32
+    wait_s: float = 0.002
+    queue_timeout_s: float = 30.0
+
+
+class Scheduler:
+    """Gives jobs to the engine in batches, on a thread of its own. Every method is for any thread.
+
+    clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        engine: JobEngine,
+        limits: SchedulerLimits | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._limits = limits or SchedulerLimits()
+        self._clock = clock
+        self._changed = Condition()
+        self._scores: JobQueue[ScoreJob] = JobQueue()
+        self._starts: JobQueue[GenerateJob] = JobQueue()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._is_busy = False
+        self._is_accepting = True
+        self._is_closing = False
+        self._thread = Thread(target=self._serve, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait."""
+        return len(self._scores) + len(self._starts)
+
+    @property
+    def running(self) -> int:
+        """Answers being generated."""
+        return self._engine.running
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queues all of `jobs` or none.
+
+        Raises:
+            OverloadedError: they do not fit into the queue.
+            NotServingError: the scheduler is draining.
+        """
+        with self._changed:
+            if not self._is_accepting:
+                raise NotServingError("this server is shutting down; repeat the request, another one will answer")
+            if self.queued + len(jobs) > self._limits.queued:
+                raise OverloadedError(
+                    f"{self.queued} inputs wait already and at most {self._limits.queued} may; "
+                    f"repeat the request with its {len(jobs)} inputs in a moment"
+                )
+            now = self._clock()
+            for job in jobs:
+                if isinstance(job, ScoreJob):
+                    self._scores.add(job, now)
+                else:
+                    self._starts.add(job, now)
+            self._changed.notify_all()
+
+    def call(self, work: Callable[[], Result]) -> Future[Result]:
+        """Runs `work` on the engine's thread, between batches: to prepare a prompt, say."""
+        future: Future[Result] = Future()
+        with self._changed:
+            if self._is_closing:
+                future.set_exception(NotServingError("this server is shutting down"))
+                return future
+            self._calls.append((work, future))
+            self._changed.notify_all()
+        return future
+
+    def drain(self, timeout_s: float) -> bool:
+        """Takes no more jobs and waits until all are answered. Returns whether they were, within the time."""
+        with self._changed:
+            self._is_accepting = False
+            return self._changed.wait_for(lambda: not self._has_work and not self._is_busy, timeout=timeout_s)
+
+    def close(self) -> None:
+        """Stops the thread after the batch in hand; whatever still waits is told that the server is going."""
+        with self._changed:
+            self._is_accepting = False
+            self._is_closing = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        gone = NotServingError("the server shut down before it answered")
+        self._engine.abort(gone)
+        waiting: list[Job] = [*self._scores.take_all(), *self._starts.take_all()]
+        for job in waiting:
+            job.deliver(Failed(gone))
+        while self._calls:
+            self._calls.popleft()[1].set_exception(gone)
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self.queued or self._calls or self._engine.running)
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._has_work or self._is_closing)
+                if self._is_closing:
+                    return
+                self._fill()
+                call = self._calls.popleft() if self._calls else None
+                late = self._take_late()
+                scores = self._scores.take_batch(self._limits.batch)
+                starts = self._starts.take_batch(self._room())
+                self._is_busy = True
+            for job in late:
+                job.deliver(Failed(OverloadedError("the input waited too long; repeat the request in a moment")))
+            self._run(call, scores, starts)
+
+    def _fill(self) -> None:
+        """Lets a batch fill for a moment when the engine is idle; the lock is free meanwhile."""
+        if self._engine.running or self._calls or self._limits.wait_s <= 0:
+            return
+        self._changed.wait_for(
+            lambda: self.queued >= self._limits.batch.rows or self._is_closing, timeout=self._limits.wait_s
+        )
+
+    def _take_late(self) -> list[Job]:
+        before = self._clock() - self._limits.queue_timeout_s
+        return [*self._scores.take_expired(before), *self._starts.take_expired(before)]
+
+    def _room(self) -> BatchLimits:
+        rows = min(self._limits.batch.rows, self._limits.running - self._engine.running)
+        return BatchLimits(rows, self._limits.batch.tokens)
+
+    def _run(
+        self,
+        call: tuple[Callable[[], Any], Future[Any]] | None,
+        scores: Sequence[ScoreJob],
+        starts: Sequence[GenerateJob],
+    ) -> None:
+        if call is not None:
+            _settle(*call)
+        try:
+            if scores:
+                self._engine.score(scores)
+            if starts:
+                self._engine.start(starts)
+            self._engine.step()
+        except Exception as error:
+            logger.exception("the engine failed outside of any job")
+            taken: list[Job] = [*scores, *starts]
+            for job in taken:
+                job.deliver(Failed(error))
+
+
+def _settle(work: Callable[[], Any], future: Future[Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the future
+        future.set_exception(error)
