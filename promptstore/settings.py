@@ -43,7 +43,14 @@ class Settings(BaseSettings):
     s3_encryption: str | None = Field(default=None, description="AES256, or aws:kms[:key id]")
     s3_timeout_s: float = Field(default=10.0, gt=0)
     mlflow_uri: str = Field(
-        default="", description="MLflow tracking server or sqlite:/// URL; tracking is off if empty"
+        default="",
+        validation_alias=AliasChoices("mlflow_uri", "PROMPTSTORE_MLFLOW_URI", "MLFLOW_TRACKING_URI"),
+        description="MLflow tracking server or sqlite:/// URL; tracking is off if empty",
+    )
+    prefect_api_url: str = Field(
+        default="",
+        validation_alias=AliasChoices("prefect_api_url", "PREFECT_API_URL"),
+        description="Prefect server that flows report to; Prefect starts its own if empty",
     )
     catalog: str = Field(default="", description="SQLAlchemy URL of the catalogue; SQLite in state_dir if empty")
     signing_key: Path | None = Field(default=None, description="private Ed25519 key file; commits are signed if set")

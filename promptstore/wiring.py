@@ -3,10 +3,45 @@
 import getpass
 from typing import TYPE_CHECKING
 
+from promptstore.errors import InvalidInputError, NotFoundError
+from promptstore.objects.open import open_object_store
 from promptstore.settings import Settings
+from promptstore.store.cache import PromptCache
+from promptstore.store.ledger import Ledger, LedgerOptions
+from promptstore.store.memory import HeadMemory
+from promptstore.store.prompt_store import PromptStore
+from promptstore.store.trust import Signer, TrustPolicy
 
 if TYPE_CHECKING:
-    from promptstore.store.prompt_store import PromptStore
+    from promptstore.store.objects import ObjectStore
+
+
+def open_prompt_store(settings: Settings, *, create: bool = True) -> PromptStore:
+    """The store at `settings.store_url`, followed to its end. create: make it if there is none.
+
+    Raises:
+        InvalidInputError: a URL of an unknown kind, or a key file that is none.
+        NotFoundError: there is no store and `create` is off.
+        StoreUnavailableError: the object store cannot be reached.
+        UnsupportedStoreError: it ignores create-only writes.
+        UntrustedError: its log is not what the trusted keys and this machine's memory demand.
+    """
+    objects = open_settings_objects(settings)
+    options = _ledger_options(settings)
+    actor = actor_of(settings)
+    try:
+        ledger = Ledger.open(objects, actor=actor, **options)
+    except NotFoundError:
+        if not create:
+            raise
+        ledger = Ledger.create(objects, actor=actor, **options)
+    cache = PromptCache(settings.cache_dir / "prompts", settings.cache_bytes) if settings.cache_bytes else None
+    return PromptStore(ledger, objects, cache=cache)
+
+
+def open_settings_objects(settings: Settings) -> "ObjectStore":
+    """The object store at `settings.store_url`, untouched so far."""
+    return open_object_store(settings.store_url, settings)
 
 
 def actor_of(settings: Settings) -> str:
@@ -19,12 +54,14 @@ def actor_of(settings: Settings) -> str:
         return "unknown"
 
 
-def open_prompt_store(settings: Settings) -> "PromptStore":
-    """The store at `settings.store_url`; created if its place is empty.
-
-    Raises:
-        InvalidInputError: a URL of an unknown kind.
-        StoreUnavailableError: the object store cannot be reached.
-        UnsupportedStoreError: it ignores create-only writes.
-    """
-    raise AssertionError("written with the ledger")
+def _ledger_options(settings: Settings) -> LedgerOptions:
+    if settings.signing_key is not None and settings.trusted_keys is None:
+        raise InvalidInputError(
+            "PROMPTSTORE_SIGNING_KEY is set without PROMPTSTORE_TRUSTED_KEYS: name the folder of the keys to trust, "
+            "with your own public key in it"
+        )
+    return LedgerOptions(
+        signer=Signer.load(settings.signing_key) if settings.signing_key else None,
+        trust=TrustPolicy.load(settings.trusted_keys) if settings.trusted_keys else None,
+        memory=HeadMemory(settings.state_dir / "heads"),
+    )

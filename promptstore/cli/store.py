@@ -53,7 +53,9 @@ def show(ref: RefArgument, store: StoreOption = None, as_json: JsonOption = Fals
         "digest": version.digest,
         "published": version.at,
         "by": version.actor,
-        "aliases": [name for name, number in prompts.state.task(version.task).aliases.items() if number == version.number],
+        "aliases": [
+            name for name, number in prompts.state.task(version.task).aliases.items() if number == version.number
+        ],
         "base_model": manifest.fingerprint.name,
         "num_virtual_tokens": manifest.payload.num_virtual_tokens,
         "hidden_size": manifest.payload.hidden_size,
@@ -77,7 +79,7 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """Show every move of every alias, oldest first: who, when, why."""
-    emit((_move_row(name, move) for name, move in open_store(store).history(task)), as_json=as_json)
+    emit((_move_row(move) for move in open_store(store).history(task)), as_json=as_json)
 
 
 @app.command(rich_help_panel="Look")
@@ -212,10 +214,10 @@ def _version_row(task: TaskState, version: PromptVersion) -> dict[str, Any]:
     }
 
 
-def _move_row(task: str, move: AliasMove) -> dict[str, Any]:
+def _move_row(move: AliasMove) -> dict[str, Any]:
     return {
         "at": move.at,
-        "alias": f"{task}@{move.alias}",
+        "alias": f"{move.task}@{move.alias}",
         "before": move.before,
         "after": move.after,
         "by": move.actor,

@@ -1,0 +1,56 @@
+"""Where the demo keeps everything it writes, and what its child processes are told about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptstore.errors import InvalidInputError
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlace:
+    """One folder with the store, the runs, the flows' database, the data and every log."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> "DemoPlace":
+        """Raises InvalidInputError: the folder cannot be made or written."""
+        place = cls(folder.absolute())
+        try:
+            for each in (place.logs, place.data, place.prefect, place.state):
+                each.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInputError(f"demo folder {folder}: {error.strerror}; choose another with --folder") from error
+        return place
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "tasks"
+
+    @property
+    def prefect(self) -> Path:
+        return self.folder / "prefect"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    def environment(self, prefect_api: str) -> Mapping[str, str]:
+        """The settings of the demo's child processes; what the user set for models and devices stays."""
+        return {
+            "PROMPTSTORE_STORE": str(self.store),
+            "PROMPTSTORE_STATE_DIR": str(self.state),
+            "PROMPTSTORE_ACTOR": "demo",
+            "PROMPTSTORE_MLFLOW_URI": f"sqlite:///{self.folder / 'mlflow.db'}",
+            "PREFECT_API_URL": prefect_api,
+            "PREFECT_HOME": str(self.prefect),
+        }
