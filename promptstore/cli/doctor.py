@@ -43,7 +43,9 @@ def examine(settings: "Settings") -> Iterator[Finding]:
     yield _looked("store", lambda: _store(settings), "set PROMPTSTORE_STORE to s3://bucket/prefix or a folder")
     yield _looked("model", lambda: _model(settings), "run: promptstore assets fetch, or set PROMPTSTORE_MODEL")
     yield _server("MLflow", settings.mlflow_uri, "/health", "PROMPTSTORE_MLFLOW_URI", "runs are not tracked")
-    yield _server("Prefect", settings.prefect_api_url, "/health", "PREFECT_API_URL", "flows start a server of their own")
+    yield _server(
+        "Prefect", settings.prefect_api_url, "/health", "PREFECT_API_URL", "flows start a server of their own"
+    )
 
 
 def _python() -> Finding:

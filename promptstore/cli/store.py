@@ -20,11 +20,11 @@ app = typer.Typer()
 
 
 def open_store(store: str | None) -> "PromptStore":
-    """The store that a command works on, followed up to its newest commit."""
+    """The store that a command works on, followed up to its newest commit; it must exist."""
     from promptstore.settings import load_settings
     from promptstore.wiring import open_prompt_store
 
-    return open_prompt_store(load_settings(store=store))
+    return open_prompt_store(load_settings(store=store), create=False)
 
 
 @app.command("list", rich_help_panel="Look")

@@ -31,7 +31,9 @@ def new(
         raise InvalidInputError(f"{target} exists; it was not touched. Give another --path") from None
     except OSError as error:
         raise InvalidInputError(f"{target} cannot be written: {error.strerror}") from error
-    emit_one({"path": str(target)}, f"{target} written; fill it in, then: promptstore task check {target}", as_json=as_json)
+    emit_one(
+        {"path": str(target)}, f"{target} written; fill it in, then: promptstore task check {target}", as_json=as_json
+    )
 
 
 @app.command()

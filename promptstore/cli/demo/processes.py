@@ -1,5 +1,6 @@
 """Child processes of the demo: started in sessions of their own, always stopped, their output kept in a file."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import httpx
 
@@ -27,7 +29,7 @@ class ChildProcess:
         self._log_path = log_path
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> "ChildProcess":
+    def __enter__(self) -> Self:
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 self._arguments,
@@ -97,10 +99,8 @@ def run_child(name: str, arguments: Sequence[str], *, environment: Mapping[str, 
 def stop_group(process: subprocess.Popen[bytes]) -> None:
     """End a child and everything it started: politely, then for good."""
     for wanted in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, wanted)
-        except ProcessLookupError:
-            pass
         try:
             process.wait(timeout=STOP_AFTER_S)
             break

@@ -1,0 +1,52 @@
+"""The command tree."""
+
+import sys
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import typer
+
+from promptstore.cli import assets, keys, store, task
+from promptstore.cli.options import JsonOption, ModelOption, StoreOption
+from promptstore.cli.output import emit
+from promptstore.errors import PromptStoreError
+
+app = typer.Typer(
+    name="promptstore",
+    no_args_is_help=True,
+    rich_markup_mode="rich" if sys.stdout.isatty() else None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Tune, understand, version, promote and serve soft prompts, correct in any batch.",
+)
+app.add_typer(store.app)
+app.add_typer(task.app, name="task", rich_help_panel="Tune")
+app.add_typer(assets.app, name="assets", rich_help_panel="Set up")
+app.add_typer(keys.app, name="keys", rich_help_panel="Set up")
+
+
+def _print_version(*, is_asked: bool) -> None:
+    if is_asked:
+        print(f"promptstore {installed_version('promptstore')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=lambda asked: _print_version(is_asked=asked), is_eager=True)
+    ] = False,
+) -> None:
+    """Tune, understand, version, promote and serve soft prompts, correct in any batch."""
+
+
+@app.command(rich_help_panel="Set up")
+def doctor(store: StoreOption = None, model: ModelOption = None, as_json: JsonOption = False) -> None:
+    """Look at versions, devices, store, model, MLflow and Prefect; say how to mend what is wrong."""
+    from promptstore.cli.doctor import examine
+    from promptstore.settings import load_settings
+
+    findings = list(examine(load_settings(store=store, model=model)))
+    emit([each.to_json() for each in findings], as_json=as_json)
+    if bad := [each.what for each in findings if not each.is_well]:
+        raise PromptStoreError(f"not well: {', '.join(bad)}; the column `fix` says what to do")
