@@ -76,21 +76,10 @@ def _task_to_json(task: TaskState) -> dict[str, Any]:
 
 
 def _task(name: str, value: Any) -> TaskState:
-    versions = tuple(_version(name, number, *row) for number, row in enumerate(value["versions"], start=1))
-    moves = tuple(AliasMove(name, *row) for row in value["moves"])
-    return TaskState(name, versions, value["aliases"], moves)
-
-
-def _version(
-    task: str,
-    number: int,
-    digest: str,
-    payload: str,
-    commit: int,
-    at: str,
-    actor: str,
-    expired_in: int | None,
-    attestations: list[list[Any]],
-) -> PromptVersion:
-    said = tuple(Attestation(*row) for row in attestations)
-    return PromptVersion(task, number, digest, payload, commit, at, actor, said, expired_in)
+    versions = tuple(
+        PromptVersion(
+            name, number, digest, payload, commit, at, actor, tuple(Attestation(*each) for each in said), gone
+        )
+        for number, (digest, payload, commit, at, actor, gone, said) in enumerate(value["versions"], start=1)
+    )
+    return TaskState(name, versions, value["aliases"], tuple(AliasMove(name, *row) for row in value["moves"]))

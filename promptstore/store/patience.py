@@ -10,11 +10,11 @@ from dataclasses import dataclass
 class Patience:
     """Bounds of retrying, and the sleep and randomness that it uses.
 
-    fault_tries: calls that meet a passing fault before giving up; with the default pauses about ten seconds.
+    fault_tries: calls that meet a passing fault before giving up; with the default pauses some seconds.
     race_tries: lost races before giving up; a hundred racing writers need some dozens each.
     """
 
-    fault_tries: int = 12
+    fault_tries: int = 8
     race_tries: int = 2000
     first_pause_s: float = 0.02
     longest_fault_pause_s: float = 2.0
