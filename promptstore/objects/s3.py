@@ -4,6 +4,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC
 from functools import partial
@@ -89,7 +90,7 @@ class S3ObjectStore:
 
         def read() -> bytes:
             answer = self._plain().get_object(Bucket=self._bucket, Key=name)
-            with answer["Body"] as body:
+            with closing(answer["Body"]) as body:  # entering the body itself would give the raw, unchecked stream
                 return bytes(body.read())
 
         return self._call("get", key, lambda: _repeat_broken_reads(read))

@@ -134,7 +134,7 @@ def _takes_writes(server: S3Server) -> bool:
     except (BotoCoreError, ClientError):
         return False
     try:
-        client.put_object(Bucket=server.bucket, Key="ready", Body=b"")
+        client.put_object(Bucket=server.bucket, Key="ready", Body=b"x")
         client.delete_object(Bucket=server.bucket, Key="ready")
         return True
     except (BotoCoreError, ClientError):
