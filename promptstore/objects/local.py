@@ -114,7 +114,7 @@ class LocalObjectStore:
     def _faults(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except (NotADirectoryError, IsADirectoryError) as error:
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise InvalidInputError(f"cannot {doing}: one key lies below another ({error})") from error
         except OSError as error:
             raise StoreUnavailableError(f"cannot {doing}: {error.strerror}; {_next_step(error)}") from error
