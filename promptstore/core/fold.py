@@ -1,8 +1,9 @@
 """What a log means: the fold of its commits. Writers and readers apply the same rules."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
+from promptstore.core.checkpoint import StoredTasks
 from promptstore.core.commit import Commit
 from promptstore.core.operation import Attest, Condemn, DeleteAlias, Expire, MoveAlias, Operation, Publish
 from promptstore.core.state import AliasMove, Attestation, PromptVersion, StoreState, TaskState
@@ -47,6 +48,14 @@ def check(state: StoreState, operations: Iterable[Operation], reason: str) -> No
     draft = _Draft(state)
     for operation in operations:
         draft.perform(operation, _Context(state.number + 1, state.at, "", reason))
+
+
+def needed_digests(state: StoreState, among: Collection[str]) -> set[str]:
+    """Those of the digests `among` that a version which is not expired has as its manifest or payload."""
+    tasks = state.tasks.mentioning(among) if isinstance(state.tasks, StoredTasks) else state.tasks.values()
+    kept = (version for task in tasks for version in task.versions if not version.is_expired)
+    found = {digest for version in kept for digest in (version.digest, version.payload)}
+    return found.intersection(among)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +106,8 @@ class _Draft:
     def frozen(self, number: int, digest: str, at: str) -> StoreState:
         tasks, condemned = self._state.tasks, self._state.condemned
         if self._touched:
-            tasks = {**tasks, **{name: task.frozen() for name, task in self._touched.items()}}
+            changed = {name: task.frozen() for name, task in self._touched.items()}
+            tasks = tasks | changed if isinstance(tasks, StoredTasks) else {**tasks, **changed}
         if self._condemned:
             condemned = {**condemned, **self._condemned}
         return replace(self._state, number=number, digest=digest, at=at, tasks=tasks, condemned=condemned)
@@ -166,7 +176,7 @@ class _Draft:
         task.versions[number - 1] = replace(version, expired_in=context.commit)
 
     def _condemn(self, digests: tuple[str, ...], context: _Context) -> None:
-        needed = self.frozen(context.commit, "", context.at).needed_digests().intersection(digests)
+        needed = needed_digests(self.frozen(context.commit, "", context.at), digests)
         if needed:
             raise RefusedError(f"bytes {min(needed)[:12]}… are needed by a version; expire the version first")
         self._condemned.update(dict.fromkeys(digests, context.commit))

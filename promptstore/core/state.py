@@ -132,8 +132,3 @@ class StoreState:
         if version.is_expired:
             raise NotFoundError(f"{version} is expired; `promptstore list {ref.task}` shows the versions still kept")
         return version
-
-    def needed_digests(self) -> set[str]:
-        """Digests of the payloads and manifests of every version that is not expired."""
-        kept = [each for task in self.tasks.values() for each in task.versions if not each.is_expired]
-        return {each.digest for each in kept} | {each.payload for each in kept}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from promptstore.core.checkpoint import checkpoint_from_bytes, checkpoint_to_bytes
 from promptstore.core.commit import Commit
-from promptstore.core.fold import check, fold
+from promptstore.core.fold import check, fold, needed_digests
 from promptstore.core.header import StoreHeader
 from promptstore.core.operation import Attest, Condemn, DeleteAlias, Expire, MoveAlias, Operation, Publish
 from promptstore.core.ref import PromptRef
@@ -170,7 +170,7 @@ def test_folding_in_one_go_in_steps_and_from_a_checkpoint_gives_the_same(tries: 
         for task in state.tasks.values():
             assert [each.number for each in task.versions] == list(range(1, len(task.versions) + 1))
             assert not any(task.version(number).is_expired for number in task.aliases.values())
-        assert not state.needed_digests() & {each for each, at in state.condemned.items() if at == state.number}
+        assert not needed_digests(state, [each for each, at in state.condemned.items() if at == state.number])
     assert fold(HEADER.empty_state(), log) == state
     middle = fold(HEADER.empty_state(), log[: len(log) // 2])
     if middle.number:
@@ -184,11 +184,13 @@ def test_a_checkpoint_of_another_store_or_shape_is_corrupt() -> None:
         checkpoint_from_bytes(data, replace(HEADER, id="other"))
     for damaged in (
         data.replace(b'"format":1', b'"format":9'),
+        data.replace(b'"tasks":["a"]', b'"tasks":["a","b"]'),
         data.replace(b'"versions":[[', b'"versions":[[0,'),
         data.replace(b'"moves":[]', b'"moves":[[]]'),
         data.replace(b'"moves"', b'"movez"'),
+        data + b"{}",
         b"[]",
     ):
         assert damaged != data
         with pytest.raises(CorruptError):
-            checkpoint_from_bytes(damaged, HEADER)
+            checkpoint_from_bytes(damaged, HEADER).task("a")
