@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from promptstore.errors import InvalidInputError, NotFoundError
 from promptstore.objects.open import open_object_store
-from promptstore.settings import Settings
+from promptstore.settings import Settings, load_settings
 from promptstore.store.cache import PromptCache
 from promptstore.store.ledger import Ledger, LedgerOptions
 from promptstore.store.memory import HeadMemory
@@ -37,6 +37,11 @@ def open_prompt_store(settings: Settings, *, create: bool = True) -> PromptStore
         ledger = Ledger.create(objects, actor=actor, **options)
     cache = PromptCache(settings.cache_dir / "prompts", settings.cache_bytes) if settings.cache_bytes else None
     return PromptStore(ledger, objects, cache=cache)
+
+
+def open_store(url: str | None = None, *, create: bool = True) -> PromptStore:
+    """The store at `url`, or where PROMPTSTORE_STORE says: `open_prompt_store` for a notebook. Raises as it does."""
+    return open_prompt_store(load_settings(store=url), create=create)
 
 
 def open_settings_objects(settings: Settings) -> "ObjectStore":

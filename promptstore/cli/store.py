@@ -27,6 +27,21 @@ def open_store(store: str | None) -> "PromptStore":
     return open_prompt_store(load_settings(store=store), create=False)
 
 
+@app.command(rich_help_panel="Set up")
+def init(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Make a store, after proving that its place can hold one. Safe to repeat."""
+    from promptstore.settings import load_settings
+    from promptstore.wiring import open_prompt_store
+
+    settings = load_settings(store=store)
+    state = open_prompt_store(settings).state
+    emit_one(
+        {"store": settings.store_url, "id": state.store_id, "commit": state.number},
+        f"{settings.store_url} is a store (id {state.store_id[:12]}, commit {state.number})",
+        as_json=as_json,
+    )
+
+
 @app.command("list", rich_help_panel="Look")
 def list_versions(
     task: Annotated[str | None, typer.Argument(help="Only this task, with all its versions.")] = None,

@@ -1,0 +1,105 @@
+"""The store's commands, as processes would run them: arguments in, lines, errors and exit codes out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from promptstore.core.fingerprint import BaseModelFingerprint
+from promptstore.core.prompt import SoftPrompt
+from promptstore.core.task import DataSource, Label, TaskSpec
+from promptstore.wiring import open_store
+
+WIDTH = 8
+TASK = TaskSpec(
+    name="sst2",
+    kind="classification",
+    template="Review: {text}\nSentiment:",
+    data=DataSource("train.jsonl", "validation.jsonl"),
+    labels=(Label("negative", " bad"), Label("positive", " good")),
+)
+MODEL = BaseModelFingerprint("LlamaForCausalLM", WIDTH, "a" * 64, "b" * 64, "tiny")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PROMPTSTORE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("PROMPTSTORE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PROMPTSTORE_ACTOR", "ada")
+    monkeypatch.setenv("PROMPTSTORE_STORE", str(tmp_path / "store"))
+    return tmp_path
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "promptstore", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def publish(seed: int) -> str:
+    prompt = SoftPrompt(np.random.default_rng(seed).normal(size=(4, WIDTH)).astype(np.float32), MODEL)
+    return open_store().publish(prompt, TASK, metrics={"accuracy": 0.5 + seed / 100}).digest
+
+
+def test_a_version_published_in_one_process_is_listed_promoted_and_rolled_back_in_others(folder: Path) -> None:
+    first, second = publish(1), publish(2)
+    assert run("promote", "sst2:1", "--force", "-m", "first").returncode == 0
+    assert run("promote", "sst2:2", "--force", "-m", "better", "--expected", "1").returncode == 0
+    listed = [json.loads(line) for line in run("list", "sst2", "--json").stdout.splitlines()]
+    assert [each["digest"] for each in listed] == [first[:12], second[:12]]
+    assert [each["aliases"] for each in listed] == [[], ["production"]]
+    assert "sst2@production -> sst2:1" in run("rollback", "sst2", "-m", "worse on Mondays").stdout
+    moves = [json.loads(line) for line in run("history", "--json").stdout.splitlines()]
+    assert [(each["before"], each["after"], each["reason"]) for each in moves] == [
+        (None, 1, "first"),
+        (1, 2, "better"),
+        (2, 1, "worse on Mondays"),
+    ]
+    assert {each["by"] for each in moves} == {"ada"}
+
+
+def test_at_names_what_an_alias_pointed_to_then(folder: Path) -> None:
+    publish(1)
+    publish(2)
+    store = open_store()
+    store.promote("sst2:1", reason="first", force=True)
+    moment = store.refresh().at
+    store.promote("sst2:2", reason="second", force=True)
+    (then,) = [json.loads(line) for line in run("at", moment, "--json").stdout.splitlines()]
+    assert then["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("show", "nobody"), 1, "task 'nobody' is not in this store"),
+        (("show", "sst2:9"), 1, "sst2:9 does not exist"),
+        (("show", "sst2@canary"), 1, "no alias 'canary'"),
+        (("show", "SST2"), 1, "is not valid"),
+        (("promote", "sst2:1"), 1, "no passing gate"),
+        (("promote", "sst2:1", "--force"), 1, "--force needs a reason"),
+        (("list", "--store", "ftp://x"), 1, "unknown kind 'ftp'"),
+        (("list", "--store", "nowhere"), 1, "holds no store"),
+        (("at", "yesterday"), 1, "not ISO 8601"),
+        (("promote",), 2, "Missing argument"),
+        (("prmote", "a"), 2, "No such command"),
+    ],
+)
+def test_bad_input_gets_one_message_and_the_right_exit_code(
+    folder: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    publish(1)
+    done = run(*arguments)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_importing_the_package_pulls_in_no_heavy_library() -> None:
+    script = "import sys, promptstore; print([m for m in ('torch', 'boto3', 'numpy', 'mlflow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
