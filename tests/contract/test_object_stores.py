@@ -8,6 +8,7 @@ from promptstore.objects.memory import MemoryObjectStore
 from promptstore.objects.s3 import S3ObjectStore, S3Options
 from promptstore.store.objects import ObjectStore
 from promptstore.testing.object_store_contract import ObjectStoreContract
+from promptstore.testing.scripted_objects import ScriptedObjects
 from promptstore.testing.servers import S3Server
 
 
@@ -21,6 +22,12 @@ class TestLocalObjectStore(ObjectStoreContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> ObjectStore:
         return LocalObjectStore(tmp_path / "a folder with spaces" / "store")
+
+
+class TestScriptedObjectsWithoutFaults(ObjectStoreContract):
+    @pytest.fixture
+    def store(self) -> ObjectStore:
+        return ScriptedObjects(MemoryObjectStore())
 
 
 class TestS3ObjectStoreOnSeaweedFS(ObjectStoreContract):
