@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 
@@ -17,12 +17,16 @@ from promptstore.runtime.spill import DiskSpill
 Tier = Literal["device", "host", "disk", "source"]
 
 
-@dataclass(frozen=True, slots=True)
-class PromptSource:
-    """A prompt as pulled, and the tokens that every input of its task starts with."""
+class PromptSource(Protocol):
+    """A prompt as pulled. prefix_ids: tokens that every input of its task starts with; may be none."""
 
-    prompt: SoftPrompt
-    prefix_ids: tuple[int, ...] = ()
+    @property
+    def prompt(self) -> SoftPrompt: ...
+    @property
+    def prefix_ids(self) -> tuple[int, ...]: ...
+
+
+Source = TypeVar("Source", bound=PromptSource)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,8 @@ class Budgets:
 
 
 @dataclass(slots=True, eq=False)
-class _Entry:
-    source: Future[PromptSource] = field(default_factory=Future)
+class _Entry(Generic[Source]):
+    source: Future[Source] = field(default_factory=Future)
     device: PreparedPrompt | None = None
     host: PreparedPrompt | None = None
     holds: int = 0
@@ -54,7 +58,7 @@ class _Entry:
         return source_bytes + (self.host.size_bytes if self.host else 0)
 
 
-class PromptBank:
+class PromptBank(Generic[Source]):
     """Every prompt a server may need, by the digest of its manifest: a name may move, a digest may not.
 
     `hold`, `release` and the views are for any thread; `prepared` is for the thread that owns the device. A held
@@ -74,11 +78,11 @@ class PromptBank:
         self._budgets = budgets
         self._spill = spill
         self._lock = Lock()
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: OrderedDict[str, _Entry[Source]] = OrderedDict()
         self.counts: Counter[str] = Counter()
 
-    def hold(self, digest: str, load: Callable[[], PromptSource], *, pin: bool = False) -> None:
-        """Makes sure that the prompt is in memory and stays there until `release`; blocks for `load` if it is not.
+    def hold(self, digest: str, load: Callable[[], Source], *, pin: bool = False) -> Source:
+        """What `load` gave, now or before; it stays in memory until `release`. Blocks for `load` where it must run.
 
         However many threads ask, `load` runs once at a time per digest. pin: the hold of an alias, which also makes
         the prompt the last to leave the device.
@@ -94,15 +98,16 @@ class PromptBank:
             entry.pins += pin
             entry.holds += not pin
         if not is_first:
-            entry.source.result()
-            return
+            return entry.source.result()
         try:
-            entry.source.set_result(load())
+            source = load()
         except BaseException as error:
             with self._lock:
                 del self._entries[digest]
             entry.source.set_exception(error)
             raise
+        entry.source.set_result(source)
+        return source
 
     def release(self, digest: str, *, pin: bool = False) -> None:
         """Ends one `hold`."""
@@ -151,7 +156,7 @@ class PromptBank:
             "disk": 0 if self._spill is None else self._spill.size_bytes,
         }
 
-    def _fetch(self, digest: str, entry: _Entry) -> tuple[PreparedPrompt, str]:
+    def _fetch(self, digest: str, entry: _Entry[Source]) -> tuple[PreparedPrompt, str]:
         if entry.host is not None:
             return entry.host.to(self._model.device), "host"
         if self._spill is not None and (spilled := self._spill.get(digest)) is not None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Engine:
     mask and random numbers. What remains is rounding: sums in another order, about 1e-6 of a logit in float32.
     """
 
-    def __init__(self, model: FrozenModel, bank: PromptBank, decoding: Decoding) -> None:
+    def __init__(self, model: FrozenModel, bank: PromptBank[Any], decoding: Decoding) -> None:
         self._model = model
         self._bank = bank
         self._decoding = decoding

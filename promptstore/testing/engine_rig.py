@@ -8,7 +8,7 @@ import numpy as np
 from promptstore.core.digest import sha256_hex
 from promptstore.core.prompt import SoftPrompt
 from promptstore.lm.frozen import FrozenModel
-from promptstore.runtime.bank import Budgets, PromptBank, PromptSource
+from promptstore.runtime.bank import Budgets, PromptBank
 from promptstore.runtime.engine import Engine
 from promptstore.runtime.job import Event, Failed, Finished, Generated, GenerateJob, Scored, ScoreJob
 from promptstore.runtime.row import Decoding
@@ -46,6 +46,14 @@ class Answer:
         return [token.token_id for token in self.tokens]
 
 
+@dataclass(frozen=True, slots=True)
+class RigSource:
+    """A prompt and the tokens its inputs start with."""
+
+    prompt: SoftPrompt
+    prefix_ids: tuple[int, ...] = ()
+
+
 class EngineRig:
     """One engine over one model. `score` and `generate` make jobs; `run` answers jobs as one batch of each kind."""
 
@@ -59,10 +67,10 @@ class EngineRig:
         budgets: Budgets | None = None,
         spill: DiskSpill | None = None,
     ) -> None:
-        self.bank = PromptBank(model, decoding, budgets=budgets or Budgets(), spill=spill)
+        self.bank: PromptBank[RigSource] = PromptBank(model, decoding, budgets=budgets or Budgets(), spill=spill)
         self.engine = Engine(model, self.bank, decoding)
         for name, prompt in prompts.items():
-            source = PromptSource(prompt, (prefixes or {}).get(name, ()))
+            source = RigSource(prompt, (prefixes or {}).get(name, ()))
             self.bank.hold(digest_of(name), lambda source=source: source)  # type: ignore[misc]
 
     def score(self, name: str, input_ids: Sequence[int], labels: Sequence[int]) -> tuple[ScoreJob, Answer]:

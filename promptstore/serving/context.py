@@ -1,0 +1,67 @@
+"""What the routes share, and how they get it."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from promptstore.runtime.bank import PromptBank
+from promptstore.runtime.scheduler import Scheduler
+from promptstore.serving.access import Access, Scope
+from promptstore.serving.bodies import TokenTexts
+from promptstore.serving.following import Follower
+from promptstore.serving.loaded import LoadedPrompt
+from promptstore.serving.metrics import ServerMetrics
+from promptstore.serving.service import Service
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """is_draining: the process was told to stop; it answers what it has and asks for no more."""
+
+    is_draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServerContext:
+    """Everything a running server is made of. staleness_bound_s: older than this, the state is reported as stale.
+
+    decoding: how prompts go through the model, for people.
+    """
+
+    service: Service
+    follower: Follower
+    bank: PromptBank[LoadedPrompt]
+    scheduler: Scheduler
+    metrics: ServerMetrics
+    access: Access
+    decoding: str
+    staleness_bound_s: float = 60.0
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+
+    @property
+    def token_texts(self) -> TokenTexts:
+        return TokenTexts(self.service.model.tokenizer)
+
+    @property
+    def is_stale(self) -> bool:
+        return self.follower.staleness_s > self.staleness_bound_s
+
+
+def get_context(request: Request) -> ServerContext:
+    context: ServerContext = request.app.state.context
+    return context
+
+
+def allow(scope: Scope) -> Any:
+    """A dependency that lets only callers with `scope` through."""
+
+    def check(request: Request) -> None:
+        client = request.client.host if request.client else ""
+        key = get_context(request).access.admit(request.headers.get("authorization"), client, scope)
+        request.state.key_name = key.name
+
+    return Depends(check)
+
+
+Context = Annotated[ServerContext, Depends(get_context)]

@@ -1,0 +1,98 @@
+"""Errors as OpenAI's clients expect them: a status, and a JSON body with message, type, param and code."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from promptstore.errors import (
+    ConflictError,
+    CorruptError,
+    IncompatibleModelError,
+    InvalidInputError,
+    NotFoundError,
+    NotServingError,
+    OverloadedError,
+    PromptStoreError,
+    StoreUnavailableError,
+    UntrustedError,
+)
+
+logger = logging.getLogger(__name__)
+
+_BAD_REQUEST = "invalid_request_error"
+_SERVER = "server_error"
+# The first entry whose class matches decides.
+_ANSWERS: tuple[tuple[type[PromptStoreError], int, str, str], ...] = (
+    (InvalidInputError, 400, _BAD_REQUEST, "invalid_input"),
+    (NotFoundError, 404, _BAD_REQUEST, "model_not_found"),
+    (IncompatibleModelError, 409, _BAD_REQUEST, "incompatible_model"),
+    (ConflictError, 409, _BAD_REQUEST, "conflict"),
+    (OverloadedError, 429, "rate_limit_error", "overloaded"),
+    (NotServingError, 503, _SERVER, "not_serving"),
+    (StoreUnavailableError, 503, _SERVER, "store_unavailable"),
+    (CorruptError, 503, _SERVER, "corrupt"),
+    (UntrustedError, 503, _SERVER, "untrusted"),
+)
+_TYPES = {401: "authentication_error", 403: "permission_error", 408: "timeout", 429: "rate_limit_error"}
+RETRY_AFTER_S = "1"
+
+
+class RequestRefusedError(Exception):
+    """A request turned away before any work. status: of HTTP; code: for programs; message: for people."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+def error_body(status: int, code: str, message: str, *, kind: str | None = None, param: str | None = None) -> Any:
+    """The JSON body of an error."""
+    default = _SERVER if status >= 500 else _BAD_REQUEST
+    return {"error": {"message": message, "type": kind or _TYPES.get(status, default), "param": param, "code": code}}
+
+
+def error_response(status: int, body: Any) -> JSONResponse:
+    headers = {"retry-after": RETRY_AFTER_S} if status in {429, 503} else {}
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(body, status, headers)
+
+
+def describe(error: Exception) -> tuple[int, Any]:
+    """Status and body for an error of ours, or 500 without its text, which may hold what is not for strangers."""
+    if isinstance(error, RequestRefusedError):
+        return error.status, error_body(error.status, error.code, str(error))
+    for kind, status, type_, code in _ANSWERS:
+        if isinstance(error, kind):
+            return status, error_body(status, code, str(error), kind=type_)
+    logger.error("request failed", exc_info=error)
+    return 500, error_body(500, "internal", "the server failed to answer; its log says why, under this request's id")
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of the app's routes answer in this form."""
+
+    async def refused(_: Request, error: Exception) -> JSONResponse:
+        return error_response(*describe(error))
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert_validation = error if isinstance(error, RequestValidationError) else None
+        first: Any = assert_validation.errors()[0] if assert_validation else {"loc": (), "msg": str(error)}
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        body = error_body(400, "invalid_request", f"{param or 'body'}: {first['msg']}", param=param)
+        return error_response(400, body)
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        detail = str(error.detail) if isinstance(error, HTTPException) else "failed"
+        return error_response(status, error_body(status, detail.lower().replace(" ", "_"), detail))
+
+    app.add_exception_handler(RequestRefusedError, refused)
+    app.add_exception_handler(PromptStoreError, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)

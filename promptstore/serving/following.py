@@ -1,0 +1,208 @@
+"""Follows the store's log and switches aliases between requests, once the new version is ready to answer."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event, Lock, Thread
+from typing import Protocol
+
+from promptstore.core.fingerprint import BaseModelFingerprint
+from promptstore.core.manifest import Manifest
+from promptstore.core.ref import PromptRef
+from promptstore.core.state import PromptVersion, StoreState
+from promptstore.errors import (
+    CorruptError,
+    IncompatibleModelError,
+    InvalidInputError,
+    NotFoundError,
+    PromptStoreError,
+    StoreUnavailableError,
+    UntrustedError,
+)
+from promptstore.runtime.bank import PromptBank
+from promptstore.serving.loaded import LoadedPrompt
+from promptstore.serving.table import AliasKey, AliasTable, Refusal, Target
+from promptstore.store.prompt_store import PulledPrompt
+
+logger = logging.getLogger(__name__)
+PULLS_AT_ONCE = 8
+
+
+class FollowedStore(Protocol):
+    """What following needs of a `PromptStore`."""
+
+    @property
+    def state(self) -> StoreState: ...
+    def refresh(self) -> StoreState: ...
+    def manifest(self, digest: str) -> Manifest: ...
+    def pull(self, ref: PromptRef, *, for_model: BaseModelFingerprint | None) -> PulledPrompt: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FollowStatus:
+    """How well the store is followed. seen_at: monotonic seconds of the last look that succeeded.
+
+    problem: why the last look failed; `None` if it did not.
+    """
+
+    seen_at: float
+    problem: PromptStoreError | None = None
+
+
+class Follower:
+    """Keeps an `AliasTable` in step with the store. `table` and `status` are for any thread, at no cost.
+
+    load: makes a pulled version ready for the model that is served.
+    prepare: puts a held prompt on the device; the returned future says when.
+    """
+
+    def __init__(
+        self,
+        store: FollowedStore,
+        bank: PromptBank[LoadedPrompt],
+        *,
+        fingerprint: BaseModelFingerprint,
+        load: Callable[[PulledPrompt], LoadedPrompt],
+        prepare: Callable[[str], Future[object]],
+        tasks: frozenset[str] = frozenset(),
+        poll_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._bank = bank
+        self._fingerprint = fingerprint
+        self._load = load
+        self._prepare = prepare
+        self._tasks = tasks
+        self._poll_s = poll_s
+        self._clock = clock
+        self._polling = Lock()
+        self._stopped = Event()
+        self._thread = Thread(target=self._follow, name="follower", daemon=True)
+        self.table = AliasTable(store.state)
+        self.status = FollowStatus(clock())
+
+    @property
+    def staleness_s(self) -> float:
+        """Seconds since the store was last seen."""
+        return max(0.0, self._clock() - self.status.seen_at)
+
+    def start(self) -> None:
+        """Serves what the store held when it was opened, then follows it. Blocks until the aliases are loaded."""
+        self._switch(self._store.state, is_first=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def poll(self) -> None:
+        """Looks at the store once and switches what moved. Never raises for the store: see `status`."""
+        with self._polling:
+            try:
+                state = self._store.refresh()
+            except StoreUnavailableError as error:
+                self._note(error, "the store cannot be reached; serving what was last known")
+                return
+            except (CorruptError, UntrustedError, NotFoundError) as error:
+                self._note(error, "the store's log is refused; serving what was last known")
+                return
+            self.status = FollowStatus(self._clock())
+            if state is not self.table.state or self._has_unfinished:
+                self._switch(state)
+
+    def pull(self, ref: PromptRef, version: PromptVersion) -> LoadedPrompt:
+        """A version from the store, ready for the model; blocks.
+
+        Raises:
+            IncompatibleModelError, CorruptError, InvalidInputError, NotFoundError: it cannot be served.
+            StoreUnavailableError: it is not in the local cache and the store cannot be reached.
+        """
+        self._store.manifest(version.digest).fingerprint.require_match(self._fingerprint, str(version))
+        return self._load(self._store.pull(ref, for_model=self._fingerprint))
+
+    @property
+    def _has_unfinished(self) -> bool:
+        return any(refusal.is_passing for refusal in self.table.refused.values())
+
+    def _follow(self) -> None:
+        while not self._stopped.wait(self._poll_s):
+            try:
+                self.poll()
+            except Exception:
+                logger.exception("following failed; serving what was last known")
+
+    def _note(self, error: PromptStoreError, what: str) -> None:
+        if self.status.problem is None:
+            logger.warning("%s: %s", what, error)
+        self.status = FollowStatus(self.status.seen_at, error)
+
+    def _switch(self, state: StoreState, *, is_first: bool = False) -> None:
+        """Makes ready every version that an alias newly points at, then replaces the table in one assignment."""
+        old = self.table
+        wanted = dict(self._wanted(state))
+        moved = [key for key, version in wanted.items() if not self._is_settled(old, key, version)]
+        with ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="pull") as pool:
+            made = dict(zip(moved, pool.map(lambda key: self._make(key, wanted[key]), moved), strict=True))
+        ready = [
+            (key, each, self._prepare(each.prompt.digest)) for key, each in made.items() if isinstance(each, Target)
+        ]
+        if not is_first:
+            made |= {key: self._prepared(target, future) for key, target, future in ready}
+        targets = {key: target for key, target in old.targets.items() if key in wanted} | {
+            key: target for key, target in made.items() if isinstance(target, Target)
+        }
+        refused = {key: refusal for key, refusal in old.refused.items() if key in wanted and key not in made} | {
+            key: refusal for key, refusal in made.items() if isinstance(refusal, Refusal)
+        }
+        self.table = AliasTable(state, targets, refused)
+        for key, target in old.targets.items():
+            if targets.get(key) is not target:
+                self._bank.release(target.prompt.digest, pin=True)
+        for key in moved:
+            self._report(key, old.targets.get(key), made[key])
+
+    def _wanted(self, state: StoreState) -> Iterable[tuple[AliasKey, PromptVersion]]:
+        for task in state.tasks.values():
+            if not self._tasks or task.name in self._tasks:
+                for alias, number in task.aliases.items():
+                    yield (task.name, alias), task.version(number)
+
+    def _is_settled(self, table: AliasTable, key: AliasKey, version: PromptVersion) -> bool:
+        refusal = table.refused.get(key)
+        if refusal is not None:
+            return refusal.version.digest == version.digest and not refusal.is_passing
+        target = table.targets.get(key)
+        served = None if target is None else (target.version.number, target.version.digest)
+        return served == (version.number, version.digest)
+
+    def _make(self, key: AliasKey, version: PromptVersion) -> Target | Refusal:
+        """The target that `key` is to have, pinned in the bank; or why not."""
+        ref = PromptRef(version.task, number=version.number)
+        try:
+            prompt = self._bank.hold(version.digest, lambda: self.pull(ref, version), pin=True)
+        except StoreUnavailableError as error:
+            return Refusal(version, error, is_passing=True)
+        except (IncompatibleModelError, CorruptError, InvalidInputError, NotFoundError) as error:
+            is_foreign = isinstance(error, IncompatibleModelError) and key not in self.table.targets
+            return Refusal(version, error, is_foreign)
+        return Target(version, key[1], prompt)
+
+    def _prepared(self, target: Target, future: Future[object]) -> Target | Refusal:
+        """`target`, once it is on the device; or why it cannot be put there."""
+        error = future.exception()
+        if error is None:
+            return target
+        self._bank.release(target.prompt.digest, pin=True)
+        return Refusal(target.version, error, is_passing=True)
+
+    def _report(self, key: AliasKey, before: Target | None, after: Target | Refusal) -> None:
+        name = f"{key[0]}@{key[1]}"
+        if isinstance(after, Target):
+            logger.info("%s: %s now answers", name, after.version)
+        elif not after.is_foreign:
+            kept = f"{before.version} keeps answering" if before else "the alias is not served"
+            logger.error("%s: %s is refused, %s: %s", name, after.version, kept, after.error)

@@ -1,0 +1,153 @@
+"""Around every request: an id, bounds on its body, a log line, metrics. Plain ASGI, so that streams stay streams."""
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from promptstore.serving.bodies import VERSION_HEADER
+from promptstore.serving.failures import RequestRefusedError, describe, error_response
+from promptstore.serving.metrics import ServerMetrics
+
+access_log = logging.getLogger("promptstore.access")
+REQUEST_ID_HEADER = "x-request-id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_UNKNOWN_ROUTE = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """receive_s: for the whole body to arrive, so that a slow client holds nothing for long."""
+
+    body_bytes: int = 1 << 20
+    receive_s: float = 30.0
+
+
+@dataclass(slots=True)
+class _Answered:
+    status: int = 0
+    version: str = ""
+
+
+@dataclass(slots=True)
+class RequestMiddleware:
+    """Reads the body whole before the app sees it: an oversized or unfinished one costs no work."""
+
+    app: ASGIApp
+    metrics: ServerMetrics
+    limits: BodyLimits = field(default_factory=BodyLimits)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        offered = headers.get(REQUEST_ID_HEADER, "")
+        request_id = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(8)
+        scope["state"]["request_id"] = request_id
+        answered, started = _Answered(), time.monotonic()
+        watched = _watch(send, request_id, answered)
+        try:
+            body = await self._body(headers, receive)
+            await self.app(scope, _replay(body, receive), watched)
+        except RequestRefusedError as refused:
+            self.metrics.refused.labels(refused.code).inc()
+            await error_response(*describe(refused))(scope, receive, watched)
+        except Exception as error:
+            if answered.status:
+                raise
+            await error_response(*describe(error))(scope, receive, watched)
+        finally:
+            self._record(scope, request_id, answered, time.monotonic() - started)
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        bound = self.limits.body_bytes
+        too_large = RequestRefusedError(413, "body_too_large", f"the body is larger than {bound} bytes")
+        declared = headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > bound:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.limits.receive_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise RequestRefusedError(400, "disconnected", "the client left before its body was complete")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > bound:
+                        raise too_large
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise RequestRefusedError(408, "body_timeout", "the body took too long to arrive") from None
+
+    def _record(self, scope: Scope, request_id: str, answered: _Answered, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
+        self.metrics.requests.labels(route, str(answered.status)).inc()
+        self.metrics.http_seconds.labels(route).observe(seconds)
+        access_log.info(
+            "request",
+            extra={
+                "fields": {
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": answered.status,
+                    "seconds": round(seconds, 4),
+                    "version": answered.version or None,
+                    "key": scope["state"].get("key_name"),
+                    "client": (scope.get("client") or ("",))[0],
+                }
+            },
+        )
+
+
+def _watch(send: Send, request_id: str, answered: _Answered) -> Send:
+    async def watched(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            answered.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID_HEADER] = request_id
+            answered.version = headers.get(VERSION_HEADER, "")
+        await send(message)
+
+    return watched
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Gives the app the body that was read, then whatever comes next: the client's leaving."""
+    is_given = False
+
+    async def replayed() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)

@@ -1,0 +1,61 @@
+"""How a server is to run; `promptstore serve` takes these as its flags."""
+
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+
+from promptstore.errors import InvalidInputError
+from promptstore.runtime.bank import Budgets
+from promptstore.runtime.scheduler import SchedulerLimits
+from promptstore.serving.middleware import BodyLimits
+from promptstore.serving.service import ServiceLimits
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """tasks: the only ones served; empty serves all of the store's.
+
+    poll_s: how often the store is asked for news. staleness_bound_s: older than this, the state is reported as stale.
+    api_keys: a TOML file, see `promptstore.serving.access`; without it everybody may ask, on loopback only unless
+    `allow_anonymous`. anonymous_per_minute: bound on requests per client address then.
+    drain_s: how long a stopping server takes to answer what it has. drain_delay_s: how long before that it still
+    takes requests, so that load balancers notice.
+    spill_bytes: of prepared prompts on local disk; 0 keeps none.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    tasks: frozenset[str] = frozenset()
+    poll_s: float = 1.0
+    staleness_bound_s: float = 60.0
+    api_keys: Path | None = None
+    allow_anonymous: bool = False
+    anonymous_per_minute: int | None = None
+    drain_s: float = 30.0
+    drain_delay_s: float = 0.0
+    spill_bytes: int = 4 << 30
+    budgets: Budgets = field(default_factory=Budgets)
+    scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
+    service: ServiceLimits = field(default_factory=ServiceLimits)
+    body: BodyLimits = field(default_factory=BodyLimits)
+
+    def check(self, *, has_keys: bool) -> None:
+        """Refuses to let strangers in by accident.
+
+        Raises:
+            InvalidInputError: an address that others reach, without keys and without `allow_anonymous`.
+        """
+        if not (has_keys or self.allow_anonymous or _is_loopback(self.host)):
+            raise InvalidInputError(
+                f"{self.host} can be reached from other machines and no API keys are set; "
+                "give --api-keys FILE, or --allow-anonymous if the network is closed to strangers"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,84 @@
+"""From the name in a request to a version that is held until the answer is out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from promptstore.core.ref import PromptRef
+from promptstore.core.state import PromptVersion
+from promptstore.errors import IncompatibleModelError, NotFoundError, NotServingError
+from promptstore.runtime.bank import PromptBank
+from promptstore.serving.following import Follower
+from promptstore.serving.loaded import LoadedPrompt
+from promptstore.serving.table import AliasTable, Target
+
+
+class Resolver:
+    """Resolves refs once, at the start of a request: what moves later does not reach it."""
+
+    def __init__(self, follower: Follower, bank: PromptBank[LoadedPrompt], tasks: frozenset[str] = frozenset()) -> None:
+        self._follower = follower
+        self._bank = bank
+        self._tasks = tasks
+
+    @asynccontextmanager
+    async def holding(self, text: str) -> AsyncIterator[Target]:
+        """The version that `text` names, in memory until the context ends.
+
+        Raises:
+            InvalidInputError: not a ref. NotFoundError: no such task, version or alias, or it is not served here.
+            IncompatibleModelError: it is for another base model. CorruptError: its bytes are damaged.
+            NotServingError: the alias's first version cannot be served. StoreUnavailableError: it must be pulled
+                and the store cannot be reached.
+        """
+        ref = PromptRef.parse(text)
+        table = self._follower.table
+        served = table.find(ref)
+        if served is not None:
+            self._bank.hold(served.prompt.digest, lambda: served.prompt)
+            target = served
+        else:
+            target = await self._pulled(ref, table)
+        try:
+            yield target
+        finally:
+            self._bank.release(target.prompt.digest)
+
+    async def _pulled(self, ref: PromptRef, table: AliasTable) -> Target:
+        if self._tasks and ref.task not in self._tasks:
+            raise NotFoundError(f"task {ref.task!r} is not served here; this server serves {', '.join(self._tasks)}")
+        version = table.state.resolve(ref)
+        if ref.alias is not None:
+            raise _why_not(ref, table)
+        return Target(version, None, await self._hold_in_thread(ref, version))
+
+    async def _hold_in_thread(self, ref: PromptRef, version: PromptVersion) -> LoadedPrompt:
+        """Pulling blocks, so a thread does it; a request that is cancelled meanwhile gives its hold back."""
+
+        def hold() -> LoadedPrompt:
+            return self._bank.hold(version.digest, lambda: self._follower.pull(ref, version))
+
+        work = asyncio.get_running_loop().run_in_executor(None, hold)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(_releasing(self._bank, version.digest))
+            raise
+
+
+def _releasing(bank: PromptBank[LoadedPrompt], digest: str) -> "Callable[[asyncio.Future[LoadedPrompt]], None]":
+    def release(work: "asyncio.Future[LoadedPrompt]") -> None:
+        if not work.cancelled() and work.exception() is None:
+            bank.release(digest)
+
+    return release
+
+
+def _why_not(ref: PromptRef, table: AliasTable) -> Exception:
+    """Why an alias that is in the store is not served."""
+    refusal = table.refused.get((ref.task, ref.alias or ""))
+    if refusal is None:
+        return NotServingError(f"{ref} is not loaded yet; repeat the request in a moment")
+    if isinstance(refusal.error, IncompatibleModelError):
+        return refusal.error
+    return NotServingError(f"{ref} points at {refusal.version}, which this server refuses: {refusal.error}")

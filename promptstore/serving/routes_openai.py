@@ -1,0 +1,205 @@
+"""OpenAI's completions, chat completions and models: existing clients work, `model` names a version."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from promptstore.errors import InvalidInputError
+from promptstore.serving.bodies import STREAM_END, model_body, server_sent, version_headers
+from promptstore.serving.context import Context, ServerContext, allow
+from promptstore.serving.failures import describe
+from promptstore.serving.openai_shape import ChatShape, CompletionShape, Envelope, Shape, Whole, usage_of
+from promptstore.serving.schemas import ChatRequest, CompletionRequest
+from promptstore.serving.service import Input, Piece, SamplingRequest
+from promptstore.serving.table import Target
+
+router = APIRouter(tags=["openai"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request of either kind, reduced to what answering needs."""
+
+    ref: str
+    inputs: Sequence[Input]
+    sampling: SamplingRequest
+    has_logprobs: bool
+    is_stream: bool
+    wants_usage: bool
+
+
+@router.post("/v1/completions", dependencies=[allow("infer")], response_model=None)
+async def complete(asked: CompletionRequest, context: Context) -> Response:
+    """Text that continues each prompt under its task's template; for a classification task, the label's text."""
+    asked.check_supported(echo=asked.echo, best_of=asked.best_of, suffix=asked.suffix)
+    if (asked.prompt is None) == (asked.input is None):
+        raise InvalidInputError("send either prompt (the text of the template's only field) or input (its fields)")
+    given: Any = asked.input if asked.prompt is None else asked.prompt
+    request = _Asked(
+        ref=asked.model,
+        inputs=given if isinstance(given, list) else [given],
+        sampling=asked.sampling_request(asked.max_tokens, asked.logprobs),
+        has_logprobs=asked.logprobs is not None,
+        is_stream=asked.stream,
+        wants_usage=bool(asked.stream_options and asked.stream_options.include_usage),
+    )
+    return await _answer(request, context, CompletionShape(context.token_texts))
+
+
+@router.post("/v1/chat/completions", dependencies=[allow("infer")], response_model=None)
+async def chat(asked: ChatRequest, context: Context) -> Response:
+    """The same, as a chat of one user message."""
+    asked.check_supported(tools=asked.tools, response_format=asked.response_format)
+    limit = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    request = _Asked(
+        ref=asked.model,
+        inputs=[_chat_input(asked)],
+        sampling=asked.sampling_request(limit, (asked.top_logprobs or 0) if asked.logprobs else None),
+        has_logprobs=bool(asked.logprobs),
+        is_stream=asked.stream,
+        wants_usage=bool(asked.stream_options and asked.stream_options.include_usage),
+    )
+    return await _answer(request, context, ChatShape(context.token_texts))
+
+
+@router.get("/v1/models", dependencies=[allow("infer")])
+async def list_models(context: Context) -> dict[str, Any]:
+    """The aliases that are served; any version by number or digest can be asked for as well."""
+    targets = context.follower.table.targets
+    return {"object": "list", "data": [model_body(target) for _, target in sorted(targets.items())]}
+
+
+@router.get("/v1/models/{ref:path}", dependencies=[allow("infer")])
+async def show_model(ref: str, context: Context) -> JSONResponse:
+    """What a ref names now."""
+    async with context.service.resolver.holding(ref) as target:
+        return JSONResponse(model_body(target, ref), headers=version_headers([target]))
+
+
+def _chat_input(asked: ChatRequest) -> Input:
+    if asked.input is not None:
+        if asked.messages:
+            raise InvalidInputError("send either messages or input, not both")
+        return asked.input
+    if len(asked.messages) != 1 or asked.messages[0].role != "user":
+        raise InvalidInputError(
+            "send exactly one message, with the role user: a soft prompt's task has one template, "
+            "which has no place for other turns or a system message"
+        )
+    return asked.messages[0].text
+
+
+async def _answer(asked: _Asked, context: ServerContext, shape: Shape) -> Response:
+    async with AsyncExitStack() as stack:
+        target = await stack.enter_async_context(context.service.resolver.holding(asked.ref))
+        headers = version_headers([target])
+        if target.prompt.task.kind == "classification":
+            answers = await _labels(asked, context, target)
+            if asked.is_stream:
+                return _replayed(asked, target, shape, answers)
+        elif asked.is_stream:
+            pieces = await _start_stream(asked, context, target)
+            envelope = Envelope(asked.ref, target, shape.prefix, shape.chunk_object)
+            stack.push_async_callback(pieces.rest.aclose)
+            return _HeldStream(_chunks(asked, shape, envelope, pieces), headers, stack.pop_all())
+        else:
+            answers = await _texts(asked, context, target)
+    envelope = Envelope(asked.ref, target, shape.prefix, shape.object)
+    choices = [shape.choice(index, answer, has_logprobs=asked.has_logprobs) for index, answer in enumerate(answers)]
+    return JSONResponse(envelope.wrap(choices, usage_of(answers)), headers=headers)
+
+
+async def _labels(asked: _Asked, context: ServerContext, target: Target) -> list[Whole]:
+    """A classification task's answer is its likeliest label's text, never free generation."""
+    said = {label.name: label.verbaliser for label in target.prompt.task.labels}
+    answers = []
+    for each in await context.service.classify_under([(asked.ref, target)], asked.inputs):
+        by_text = {said[name]: value for name, value in each.probabilities.items()}
+        answers.append(Whole(each.input_tokens, said[each.label], reason="stop", by_text=by_text))
+    return answers
+
+
+async def _texts(asked: _Asked, context: ServerContext, target: Target) -> list[Whole]:
+    async def one(value: Input) -> Whole:
+        encoded = await context.service.encode(target, value)
+        answer = Whole(len(encoded.ids))
+        sampling = context.service.sampling(target, encoded, asked.sampling)
+        async for piece in context.service.generate(target, encoded, sampling):
+            answer.add(piece)
+        return answer
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(value)) for value in asked.inputs]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+@dataclass(slots=True)
+class _Started:
+    """A stream whose first piece is there, so that what can be refused has been, with a proper status."""
+
+    read: int
+    first: Piece
+    rest: AsyncGenerator[Piece]
+
+
+async def _start_stream(asked: _Asked, context: ServerContext, target: Target) -> _Started:
+    if len(asked.inputs) != 1:
+        raise InvalidInputError(f"a stream takes one prompt, not {len(asked.inputs)}; send one request each")
+    encoded = await context.service.encode(target, asked.inputs[0])
+    sampling = context.service.sampling(target, encoded, asked.sampling)
+    pieces = context.service.generate(target, encoded, sampling)
+    return _Started(len(encoded.ids), await anext(pieces), pieces)
+
+
+class _HeldStream(StreamingResponse):
+    """Lets go of the version, and of the place in the batch, when the answer is out or the client has left."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], headers: dict[str, str], held: AsyncExitStack) -> None:
+        super().__init__(chunks, media_type="text/event-stream", headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
+
+async def _chunks(asked: _Asked, shape: Shape, envelope: Envelope, started: _Started) -> AsyncIterator[bytes]:
+    answer = Whole(started.read)
+
+    def chunk(piece: Piece) -> bytes:
+        body = shape.chunk(piece, len(answer.text), has_logprobs=asked.has_logprobs)
+        answer.add(piece)
+        return server_sent(envelope.wrap([body]))
+
+    try:
+        if (first := shape.first_chunk()) is not None:
+            yield server_sent(envelope.wrap([first]))
+        yield chunk(started.first)
+        async for piece in started.rest:
+            yield chunk(piece)
+        if asked.wants_usage:
+            yield server_sent(envelope.usage([answer]))
+        yield STREAM_END
+    except Exception as error:  # noqa: BLE001 - the status is out already; the error goes into the stream
+        yield server_sent(describe(error)[1])
+
+
+def _replayed(asked: _Asked, target: Target, shape: Shape, answers: Sequence[Whole]) -> Response:
+    """A label as a stream of one piece."""
+    if len(answers) != 1:
+        raise InvalidInputError(f"a stream takes one prompt, not {len(answers)}; send one request each")
+    envelope = Envelope(asked.ref, target, shape.prefix, shape.chunk_object)
+    chunks = [shape.first_chunk(), shape.chunk(Piece(answers[0].text, reason="stop"), 0, has_logprobs=False)]
+    lines = [server_sent(envelope.wrap([chunk])) for chunk in chunks if chunk is not None]
+    if asked.wants_usage:
+        lines.append(server_sent(envelope.usage(answers)))
+    return Response(b"".join(lines) + STREAM_END, media_type="text/event-stream", headers=version_headers([target]))

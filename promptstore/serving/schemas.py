@@ -1,0 +1,119 @@
+"""What requests may hold. OpenAI's names where OpenAI has them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from promptstore.errors import InvalidInputError
+from promptstore.serving.service import SamplingRequest
+
+Ref = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Fields = dict[str, str]
+_REF_TEXT = "`task`, `task@alias`, `task:number` or `task@sha256:<digest>`; `task` alone means `task@production`."
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class ClassifyRequest(_Request):
+    """One text or many, under one task or many."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Ref | Annotated[list[Ref], Field(min_length=1, max_length=64)] = Field(description=_REF_TEXT)
+    input: str | Fields | Annotated[list[str | Fields], Field(min_length=1)] = Field(
+        description="A text for a template of one field, or the template's fields by name; or a list of either."
+    )
+
+    @property
+    def refs(self) -> list[str]:
+        return [self.model] if isinstance(self.model, str) else self.model
+
+    @property
+    def inputs(self) -> list[str | Fields]:
+        return self.input if isinstance(self.input, list) else [self.input]
+
+
+class StreamOptions(_Request):
+    include_usage: bool = False
+
+
+class _GenerationRequest(_Request):
+    model: Ref = Field(description=_REF_TEXT)
+    input: Fields | None = Field(default=None, description="The template's fields by name, where it has several.")
+    temperature: float | None = Field(default=None, description="0, greedy, if absent: what evaluation measured.")
+    top_p: float | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+
+    def check_supported(self, **others: object) -> None:
+        """Refuses parameters that would change the answer and that this server does not have.
+
+        Raises:
+            InvalidInputError: names the first of them.
+        """
+        neutral: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "n": (self.n, (None, 1)),
+            "presence_penalty": (self.presence_penalty, (None, 0)),
+            "frequency_penalty": (self.frequency_penalty, (None, 0)),
+            "logit_bias": (self.logit_bias, (None, {})),
+            **{name: (value, (None, False, 1, "", [])) for name, value in others.items()},
+        }
+        for name, (value, allowed) in neutral.items():
+            if value not in allowed:
+                raise InvalidInputError(f"{name} is {value!r}; this server does not support it, leave it out")
+
+    def sampling_request(self, max_tokens: int | None, top_logprobs: int | None) -> SamplingRequest:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return SamplingRequest(
+            max_tokens=max_tokens,
+            temperature=0.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=stop,
+            seed=self.seed,
+            top_logprobs=top_logprobs,
+        )
+
+
+class CompletionRequest(_GenerationRequest):
+    """OpenAI's completions. The task's template is applied here: `prompt` is the text of its only field."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)] | None = None
+    max_tokens: int | None = Field(default=None, description="The task's max_target_tokens if absent.")
+    logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+
+class TextPart(_Request):
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Request):
+    role: str
+    content: str | list[TextPart] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
+
+
+class ChatRequest(_GenerationRequest):
+    """OpenAI's chat completions: one user message, which is the text of the template's only field."""
+
+    messages: Annotated[list[Message], Field(max_length=64)] = Field(default_factory=list)
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[Any] | None = None
+    response_format: dict[str, Any] | None = None

@@ -1,0 +1,157 @@
+"""Puts a server together and runs it until it is told to stop."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.source import open_model
+from promptstore.runtime.bank import PromptBank
+from promptstore.runtime.decoding import choose_decoding
+from promptstore.runtime.engine import Engine
+from promptstore.runtime.scheduler import Scheduler
+from promptstore.runtime.spill import DiskSpill
+from promptstore.serving.access import Access, ApiKey, digest_key, read_keys
+from promptstore.serving.app import create_app
+from promptstore.serving.context import Lifecycle, ServerContext
+from promptstore.serving.following import FollowedStore, Follower
+from promptstore.serving.loaded import LoadedPrompt, load_prompt
+from promptstore.serving.metrics import ServerMetrics
+from promptstore.serving.middleware import JsonFormatter
+from promptstore.serving.options import ServerOptions
+from promptstore.serving.resolving import Resolver
+from promptstore.serving.service import Service
+from promptstore.settings import Settings
+from promptstore.wiring import open_prompt_store
+
+logger = logging.getLogger(__name__)
+
+
+def run(settings: Settings, options: ServerOptions) -> None:
+    """Serves `settings.model` with the prompts of `settings.store_url`; returns after SIGTERM or Ctrl-C, drained.
+
+    Raises:
+        InvalidInputError: options that do not fit, an unknown model source.
+        NotFoundError: there is no store. StoreUnavailableError: it cannot be reached at the start.
+        OSError: the port is taken.
+    """
+    keys = _keys(settings, options)
+    options.check(has_keys=bool(keys))
+    _log_to_stderr()
+    store = open_prompt_store(settings, create=False)
+    model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
+    spill = settings.cache_dir / "prepared"
+    with serving(store, model, options, keys=keys, spill_folder=spill) as context:
+        app = create_app(context, limits=options.body)
+        config = uvicorn.Config(
+            app,
+            host=options.host,
+            port=options.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(options.drain_s),
+            timeout_keep_alive=30,
+        )
+        logger.info("serving %s at http://%s:%d", model.fingerprint.name, options.host, options.port)
+        DrainingServer(config, context.lifecycle, delay_s=options.drain_delay_s).run()
+
+
+@contextmanager
+def serving(
+    store: FollowedStore,
+    model: FrozenModel,
+    options: ServerOptions,
+    *,
+    keys: list[ApiKey] | None = None,
+    spill_folder: Path | None = None,
+) -> Iterator[ServerContext]:
+    """A context whose engine and follower run until the `with` block ends; then it answers what it has."""
+    decoding, reason = choose_decoding(model)
+    logger.info("%s: %s", model.fingerprint.architecture, reason)
+    has_spill = spill_folder is not None and options.spill_bytes > 0
+    spill = DiskSpill(spill_folder, model, budget_bytes=options.spill_bytes) if has_spill and spill_folder else None
+    bank: PromptBank[LoadedPrompt] = PromptBank(model, decoding, budgets=options.budgets, spill=spill)
+    scheduler = Scheduler(Engine(model, bank, decoding), options.scheduler)
+    follower = Follower(
+        store,
+        bank,
+        fingerprint=model.fingerprint,
+        load=partial(load_prompt, model=model),
+        prepare=lambda digest: scheduler.call(lambda: bank.prepared(digest)),
+        tasks=options.tasks,
+        poll_s=options.poll_s,
+    )
+    metrics = ServerMetrics()
+    service = Service(model, Resolver(follower, bank, options.tasks), scheduler, metrics, options.service)
+    access = Access(keys or (), anonymous_per_minute=options.anonymous_per_minute)
+    scheduler.start()
+    try:
+        follower.start()
+        yield ServerContext(
+            service=service,
+            follower=follower,
+            bank=bank,
+            scheduler=scheduler,
+            metrics=metrics,
+            access=access,
+            decoding=reason,
+            staleness_bound_s=options.staleness_bound_s,
+        )
+    finally:
+        follower.close()
+        scheduler.drain(options.drain_s)
+        scheduler.close()
+
+
+class DrainingServer(uvicorn.Server):
+    """On SIGTERM it first says so in /readyz, then stops taking connections and answers what it has."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, *, delay_s: float) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._delay_s = delay_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Unlike uvicorn's own, does not raise the signal again afterwards: what runs behind `run` cleans up."""
+        del frame
+        if self._lifecycle.is_draining:
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
+            return
+        self._lifecycle.is_draining = True
+        if sig == signal.SIGTERM and self._delay_s > 0:
+            logger.info("draining: no new connections in %.1f s", self._delay_s)
+            loop = asyncio.get_running_loop()
+            loop.call_soon_threadsafe(loop.call_later, self._delay_s, self._stop)
+        else:
+            self._stop()
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def _keys(settings: Settings, options: ServerOptions) -> list[ApiKey]:
+    keys = read_keys(options.api_keys) if options.api_keys else []
+    if settings.api_key is not None:
+        digest = digest_key(settings.api_key.get_secret_value())
+        keys.append(ApiKey("PROMPTSTORE_API_KEY", digest, frozenset({"infer", "admin"})))
+    return keys
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    for name in ("promptstore", "uvicorn"):
+        target = logging.getLogger(name)
+        target.handlers = [handler]
+        target.setLevel(logging.INFO)
+        target.propagate = False

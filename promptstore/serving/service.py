@@ -1,0 +1,222 @@
+"""What the server does, without HTTP: resolve, encode, queue, answer."""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from promptstore.errors import InvalidInputError, PromptStoreError
+from promptstore.lm.frozen import FrozenModel
+from promptstore.runtime.job import Finished, FinishReason, Generated, GenerateJob, ScoreJob
+from promptstore.runtime.sampling import ChosenToken, Sampling
+from promptstore.runtime.scheduler import Scheduler
+from promptstore.serving.delivery import Delivery
+from promptstore.serving.metrics import ServerMetrics
+from promptstore.serving.resolving import Resolver
+from promptstore.serving.table import Target
+
+Input = str | Mapping[str, str]
+_LONG_TEXT_CHARS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """One input under one task. asked: the ref as the request had it. probabilities: by label, in the task's order."""
+
+    index: int
+    asked: str
+    target: Target
+    probabilities: Mapping[str, float]
+    input_tokens: int
+    is_truncated: bool
+
+    @property
+    def label(self) -> str:
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRequest:
+    """As `Sampling`, with `None` for what the request leaves to the task."""
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that became certain, with the token it came with; the last piece has the reason of the end instead."""
+
+    text: str
+    token: ChosenToken | None = None
+    reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """texts: inputs times tasks of one request. input_chars: of one input, all fields together."""
+
+    texts: int = 256
+    input_chars: int = 100_000
+    new_tokens: int = 1024
+
+
+@dataclass(slots=True)
+class Encoded:
+    """An input as token ids. is_truncated: its longest field lost its end, as in training."""
+
+    ids: list[int]
+    is_truncated: bool
+
+
+@dataclass(slots=True)
+class Service:
+    """Answers requests; safe to use from many coroutines of one loop."""
+
+    model: FrozenModel
+    resolver: Resolver
+    scheduler: Scheduler
+    metrics: ServerMetrics
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
+
+    async def classify(self, refs: Sequence[str], inputs: Sequence[Input]) -> list[Classified]:
+        """Every input under every ref, inputs outermost. All of it is queued at once, or nothing.
+
+        Raises:
+            InvalidInputError: a ref of a generation task, fields that the template lacks, too much at once.
+            OverloadedError, NotServingError: as `Scheduler.submit`. Others as `Resolver.holding`.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            targets = [(ref, await stack.enter_async_context(self.resolver.holding(ref))) for ref in refs]
+            return await self.classify_under(targets, inputs)
+
+    async def classify_under(self, targets: Sequence[tuple[str, Target]], inputs: Sequence[Input]) -> list[Classified]:
+        """As `classify`, under versions that the caller resolved and holds."""
+        if len(targets) * len(inputs) > self.limits.texts:
+            raise InvalidInputError(
+                f"{len(inputs)} inputs for {len(targets)} tasks are more than {self.limits.texts} answers; send fewer"
+            )
+        for _, target in targets:
+            if target.prompt.task.kind != "classification":
+                raise InvalidInputError(f"{target.version} generates text; ask /v1/completions")
+        asked = [(index, ref, target) for index in range(len(inputs)) for ref, target in targets]
+        encoded = [await self.encode(target, inputs[index]) for index, _, target in asked]
+        return await self._score(asked, encoded)
+
+    async def _score(self, asked: Sequence[tuple[int, str, Target]], encoded: Sequence[Encoded]) -> list[Classified]:
+        deliveries = [Delivery() for _ in asked]
+        jobs = [
+            ScoreJob(target.version.digest, each.ids, target.prompt.label_token_ids, delivery.deliver)
+            for (_, _, target), each, delivery in zip(asked, encoded, deliveries, strict=True)
+        ]
+        started = time.monotonic()
+        self.scheduler.submit(jobs)
+        answers = []
+        try:
+            for (index, ref, target), each, delivery in zip(asked, encoded, deliveries, strict=True):
+                with self._counting(target):
+                    scored = await delivery.scored()
+                self.metrics.batch_rows.observe(scored.batch_rows)
+                self._observe(target, started, read=len(each.ids))
+                probabilities = dict(zip(target.prompt.task.label_names, softmax(scored.logits), strict=True))
+                answers.append(Classified(index, ref, target, probabilities, len(each.ids), each.is_truncated))
+        finally:
+            for job in jobs:
+                job.is_cancelled = True
+        return answers
+
+    async def generate(self, target: Target, encoded: Encoded, sampling: Sampling) -> AsyncGenerator[Piece]:
+        """The answer piece by piece. Closing the iterator early frees its place in the batch.
+
+        Raises:
+            OverloadedError, NotServingError: as `Scheduler.submit`, before the first piece.
+        """
+        delivery = Delivery()
+        job = GenerateJob(target.version.digest, encoded.ids, sampling, delivery.deliver)
+        started = time.monotonic()
+        self.scheduler.submit([job])
+        count = 0
+        try:
+            with self._counting(target):
+                async for event in delivery.events():
+                    if isinstance(event, Generated):
+                        if count == 0:
+                            self.metrics.first_token_seconds.labels(_task(target)).observe(time.monotonic() - started)
+                        count += 1
+                        yield Piece(event.text, token=event.token)
+                    elif isinstance(event, Finished):
+                        yield Piece(event.text, reason=event.reason)
+            self._observe(target, started, read=len(encoded.ids), wrote=count)
+        finally:
+            job.is_cancelled = True
+
+    def sampling(self, target: Target, encoded: Encoded, asked: SamplingRequest) -> Sampling:
+        """The request's sampling with the task's defaults, checked against the room that is left.
+
+        Raises:
+            InvalidInputError: more tokens than the server or the model's positions allow, or a value out of range.
+        """
+        max_tokens = target.prompt.task.max_target_tokens if asked.max_tokens is None else asked.max_tokens
+        room = self.limits.new_tokens
+        if self.model.max_length is not None and not self.model.is_encoder_decoder:
+            taken = target.prompt.prompt.num_virtual_tokens + len(encoded.ids)
+            room = min(room, self.model.max_length - taken)
+        if max_tokens > room:
+            raise InvalidInputError(f"max_tokens is {max_tokens}, this input leaves room for {room}")
+        return Sampling(max_tokens, asked.temperature, asked.top_p, asked.stop, asked.seed, asked.top_logprobs)
+
+    async def encode(self, target: Target, value: Input) -> Encoded:
+        """Token ids of one input, by the task's own template; a long one is encoded on another thread.
+
+        Raises:
+            InvalidInputError: fields that the template lacks, empty or too long.
+        """
+        row = target.prompt.row(value)
+        chars = sum(len(text) for text in row.values() if isinstance(text, str))
+        if chars > self.limits.input_chars:
+            raise InvalidInputError(f"the input has {chars} characters, at most {self.limits.input_chars} are taken")
+        encoder = target.prompt.encoder
+
+        def encode() -> Encoded:
+            ids = encoder.encode(row)
+            may_be_cut = len(ids) >= encoder.max_input_tokens
+            return Encoded(ids, may_be_cut and encoder.count_tokens(row) > encoder.max_input_tokens)
+
+        return encode() if chars < _LONG_TEXT_CHARS else await asyncio.to_thread(encode)
+
+    @contextlib.contextmanager
+    def _counting(self, target: Target) -> Iterator[None]:
+        outcome = "cancelled"
+        try:
+            yield
+            outcome = "ok"
+        except PromptStoreError:
+            outcome = "refused"
+            raise
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self.metrics.inputs.labels(_task(target), str(target.version.number), outcome).inc()
+
+    def _observe(self, target: Target, started: float, *, read: int, wrote: int = 0) -> None:
+        task = _task(target)
+        self.metrics.answer_seconds.labels(task).observe(time.monotonic() - started)
+        self.metrics.tokens.labels(task, "read").inc(read)
+        self.metrics.tokens.labels(task, "written").inc(wrote)
+
+
+def softmax(logits: Sequence[float]) -> list[float]:
+    top = max(logits)
+    weights = [math.exp(value - top) for value in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+def _task(target: Target) -> str:
+    return target.version.task

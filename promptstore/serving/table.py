@@ -1,0 +1,50 @@
+"""What each alias means to requests right now: a value that is replaced whole, between requests."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from promptstore.core.ref import PromptRef
+from promptstore.core.state import PromptVersion, StoreState
+from promptstore.serving.loaded import LoadedPrompt
+
+AliasKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """A version ready to answer, and the alias that a request came by (`None`: by number or digest)."""
+
+    version: PromptVersion
+    alias: str | None
+    prompt: LoadedPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A version that an alias points at in the store and that this server does not serve.
+
+    is_foreign: it is for another base model and so was everything before it: another server's business.
+    is_passing: the reason may pass by itself (the store was not reachable, say), so it is tried again.
+    """
+
+    version: PromptVersion
+    error: BaseException
+    is_foreign: bool = False
+    is_passing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AliasTable:
+    """The aliases as served. state: the store as last followed, which may be ahead of what is served.
+
+    refused: why an alias in the store is not served at the version it points at there.
+    """
+
+    state: StoreState
+    targets: Mapping[AliasKey, Target] = field(default_factory=lambda: MappingProxyType({}))
+    refused: Mapping[AliasKey, Refusal] = field(default_factory=lambda: MappingProxyType({}))
+
+    def find(self, ref: PromptRef) -> Target | None:
+        """The target of a ref by alias; `None` if it is by number or digest, or not served."""
+        return None if ref.alias is None else self.targets.get((ref.task, ref.alias))

@@ -1,0 +1,120 @@
+"""A store with tiny tasks and a real server on a free port, for tests."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from promptstore.core.state import PromptVersion
+from promptstore.core.task import DataSource, Label, TaskSpec
+from promptstore.lm.frozen import FrozenModel
+from promptstore.objects.memory import MemoryObjectStore
+from promptstore.serving.access import ApiKey
+from promptstore.serving.app import create_app
+from promptstore.serving.context import ServerContext
+from promptstore.serving.middleware import BodyLimits
+from promptstore.serving.options import ServerOptions
+from promptstore.serving.server import serving
+from promptstore.store.ledger import Ledger
+from promptstore.store.objects import ObjectStore
+from promptstore.store.prompt_store import PromptStore
+from promptstore.testing.engine_rig import random_prompt
+
+DATA = DataSource(train="train.jsonl", validation="validation.jsonl")
+SENTIMENT = TaskSpec(
+    name="sentiment",
+    kind="classification",
+    template="Review: {text}\nSentiment:",
+    data=DATA,
+    labels=(Label("pos", "positive"), Label("neg", "negative")),
+    max_input_tokens=64,
+)
+TOPIC = TaskSpec(
+    name="topic",
+    kind="classification",
+    template="Text: {text}\nTopic:",
+    data=DATA,
+    labels=(Label("news", "news"), Label("sport", "sport"), Label("science", "science")),
+    max_input_tokens=64,
+)
+ENTAILMENT = TaskSpec(
+    name="entailment",
+    kind="classification",
+    template="Premise: {premise}\nHypothesis: {hypothesis}\nAnswer:",
+    data=DATA,
+    labels=(Label("yes", "yes"), Label("no", "no")),
+)
+ANSWER = TaskSpec(
+    name="answer", kind="generation", template="Question: {question}\nAnswer:", data=DATA, max_target_tokens=12
+)
+TASKS = (SENTIMENT, TOPIC, ENTAILMENT, ANSWER)
+
+
+def new_store(objects: ObjectStore | None = None) -> PromptStore:
+    """An empty store in memory, or in `objects`."""
+    objects = objects or MemoryObjectStore("served")
+    return PromptStore(Ledger.create(objects, actor="tester"), objects)
+
+
+def publish_random(
+    store: PromptStore, model: FrozenModel, task: TaskSpec, *, seed: int, alias: str | None = "production"
+) -> PromptVersion:
+    """A random prompt as the task's next version, with `alias` pointing at it."""
+    version = store.publish(random_prompt(model, 3 + seed % 7, seed), task, reason="test")
+    if alias is not None:
+        store.promote(f"{task.name}:{version.number}", alias, reason="test", force=True)
+    return version
+
+
+def store_of(model: FrozenModel, tasks: Sequence[TaskSpec] = TASKS) -> PromptStore:
+    """A store with one version of each task in production."""
+    store = new_store()
+    for seed, task in enumerate(tasks):
+        publish_random(store, model, task, seed=seed)
+    return store
+
+
+@dataclass(frozen=True, slots=True)
+class LiveServer:
+    """A server that listens. url: of its root."""
+
+    url: str
+    context: ServerContext
+
+
+@contextmanager
+def live_server(
+    store: PromptStore,
+    model: FrozenModel,
+    options: ServerOptions | None = None,
+    *,
+    keys: list[ApiKey] | None = None,
+    body: BodyLimits | None = None,
+) -> Iterator[LiveServer]:
+    """Serves until the block ends."""
+    options = options or ServerOptions(poll_s=0.05)
+    with serving(store, model, options, keys=keys) as context, listening(context, body=body) as url:
+        yield LiveServer(url, context)
+
+
+@contextmanager
+def listening(context: ServerContext, *, body: BodyLimits | None = None) -> Iterator[str]:
+    """The app of `context` on a free port of the loopback interface; gives its URL."""
+    config = uvicorn.Config(create_app(context, limits=body), port=0, log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started:
+        if time.monotonic() > deadline or not thread.is_alive():
+            raise RuntimeError("the test server did not start")
+        time.sleep(0.005)
+    try:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
