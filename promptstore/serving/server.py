@@ -58,6 +58,7 @@ def run(settings: Settings, options: ServerOptions) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            lifespan="off",
             timeout_graceful_shutdown=int(options.drain_s),
             timeout_keep_alive=30,
         )

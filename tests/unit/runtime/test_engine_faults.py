@@ -1,0 +1,137 @@
+"""What goes wrong inside one batch must not harm the others in it."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from promptstore.errors import CorruptError
+from promptstore.lm.frozen import FrozenModel
+from promptstore.runtime.cached import CachedDecoding
+from promptstore.runtime.row import Row, RunningRows
+from promptstore.runtime.sampling import Sampling
+from promptstore.testing.engine_rig import EngineRig, random_prompt
+from promptstore.testing.tiny_models import tiny_llama
+
+
+@pytest.fixture(scope="module")
+def model() -> FrozenModel:
+    return tiny_llama()
+
+
+class SmallMemory(CachedDecoding):
+    """Out of memory for more than `rows` rows, and `failures` more times for any."""
+
+    def __init__(self, model: FrozenModel, *, rows: int, failures: int = 0) -> None:
+        super().__init__(model)
+        self._rows = rows
+        self.failures = failures
+
+    def read(self, rows: Sequence[Row]) -> Tensor:
+        self._check(len(rows))
+        return super().read(rows)
+
+    def start(self) -> RunningRows:
+        return _SmallRows(super().start(), self)
+
+    def _check(self, rows: int) -> None:
+        if rows > self._rows or self.failures > 0:
+            self.failures -= rows <= self._rows
+            raise torch.OutOfMemoryError("no room")
+
+
+class _SmallRows:
+    def __init__(self, rows: RunningRows, memory: SmallMemory) -> None:
+        self._running = rows
+        self._memory = memory
+        self._count = 0
+
+    def join(self, rows: Sequence[Row]) -> Tensor:
+        self._memory._check(len(rows))
+        states = self._running.join(rows)
+        self._count += len(rows)
+        return states
+
+    def step(self, token_ids: Sequence[int]) -> Tensor:
+        self._memory._check(len(token_ids))
+        return self._running.step(token_ids)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._running.keep(rows)
+        self._count = len(rows)
+
+
+def _rig(model: FrozenModel, decoding: CachedDecoding) -> EngineRig:
+    return EngineRig(model, decoding, {"p": random_prompt(model, 5, seed=0)})
+
+
+def test_out_of_memory_shrinks_the_batch_and_answers_everybody(model: FrozenModel) -> None:
+    rig = _rig(model, SmallMemory(model, rows=3))
+    asked = [rig.score("p", [5, 6, 7 + row], (3, 4)) for row in range(8)]
+    rig.run(*(job for job, _ in asked))
+    plain = _rig(model, CachedDecoding(model))
+    for row, (_, answer) in enumerate(asked):
+        assert answer.error is None
+        assert answer.logits == pytest.approx(plain.answer(plain.score("p", [5, 6, 7 + row], (3, 4))).logits, abs=1e-4)
+
+
+def test_out_of_memory_for_a_single_input_is_tried_once_more(model: FrozenModel) -> None:
+    rig = _rig(model, SmallMemory(model, rows=1, failures=1))
+    assert rig.answer(rig.score("p", [5], (3, 4))).logits is not None
+    rig = _rig(model, SmallMemory(model, rows=1, failures=2))
+    assert isinstance(rig.answer(rig.score("p", [5], (3, 4))).error, torch.OutOfMemoryError)
+
+
+def test_out_of_memory_while_generating_sheds_the_younger_half_and_the_older_goes_on(model: FrozenModel) -> None:
+    memory = SmallMemory(model, rows=4)
+    rig = _rig(model, memory)
+    asked = [rig.generate("p", [5, 6, 7 + row], Sampling(6)) for row in range(4)]
+    rig.engine.start([job for job, _ in asked])
+    memory._rows = 2
+    rig.run()
+    assert [answer.error is None for _, answer in asked] == [True, True, False, False]
+    plain = _rig(model, CachedDecoding(model))
+    for row in range(2):
+        assert asked[row][1].text == plain.answer(plain.generate("p", [5, 6, 7 + row], Sampling(6))).text
+
+
+def test_an_input_that_cannot_be_answered_fails_alone(model: FrozenModel) -> None:
+    rig = _rig(model, CachedDecoding(model))
+    bad, bad_answer = rig.score("p", [10**9], (3, 4))
+    good = [rig.score("p", [5, 6], (3, 4)) for _ in range(5)]
+    rig.run(bad, *(job for job, _ in good))
+    assert isinstance(bad_answer.error, IndexError)
+    assert all(answer.logits is not None for _, answer in good)
+
+
+class _Poisoned(CachedDecoding):
+    """Gives NaN for every row that starts with token 9, as a prompt out of the dtype's range would."""
+
+    def read(self, rows: Sequence[Row]) -> Tensor:
+        states = super().read(rows).clone()
+        for at, row in enumerate(rows):
+            if row.input_ids[0] == 9:
+                states[at] = float("nan")
+        return states
+
+
+def test_scores_that_are_not_numbers_are_an_error_of_that_input_alone(model: FrozenModel) -> None:
+    rig = _rig(model, _Poisoned(model))
+    bad, bad_answer = rig.score("p", [9, 5], (3, 4))
+    good, good_answer = rig.score("p", [8, 5], (3, 4))
+    rig.run(bad, good)
+    assert isinstance(bad_answer.error, CorruptError)
+    assert good_answer.logits is not None
+
+
+def test_a_cancelled_answer_leaves_the_batch_and_the_others_go_on(model: FrozenModel) -> None:
+    rig = _rig(model, CachedDecoding(model))
+    asked = [rig.generate("p", [5, 6, 7 + row], Sampling(8)) for row in range(3)]
+    rig.engine.start([job for job, _ in asked])
+    asked[1][0].is_cancelled = True
+    rig.run()
+    plain = _rig(model, CachedDecoding(model))
+    assert asked[1][1].ends == 0
+    for row in (0, 2):
+        assert asked[row][1].text == plain.answer(plain.generate("p", [5, 6, 7 + row], Sampling(8))).text

@@ -1,0 +1,221 @@
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from promptstore.errors import NotServingError, OverloadedError
+from promptstore.runtime.job import Failed, Finished, Generated, GenerateJob, Scored, ScoreJob
+from promptstore.runtime.queue import BatchLimits
+from promptstore.runtime.sampling import ChosenToken, Sampling
+from promptstore.runtime.scheduler import Scheduler, SchedulerLimits
+from promptstore.testing.engine_rig import Answer
+
+QUICK = SchedulerLimits(wait_s=0.0)
+
+
+class StubEngine:
+    """Answers without a model: scores are input lengths, answers are `max_tokens` times the token 1.
+
+    gate: closed, it holds the engine inside a call, as a long batch would.
+    """
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.is_inside = threading.Event()
+        self.batches: list[int] = []
+        self.threads: set[str] = set()
+        self.most_running = 0
+        self.fault: Exception | None = None
+        self._running: list[tuple[GenerateJob, int]] = []
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def score(self, jobs: Sequence[ScoreJob]) -> None:
+        self._enter()
+        self.batches.append(len(jobs))
+        for job in jobs:
+            job.deliver(Scored((float(len(job.input_ids)),), len(jobs)))
+
+    def start(self, jobs: Sequence[GenerateJob]) -> None:
+        self._enter()
+        self._running += [(job, job.sampling.max_tokens) for job in jobs]
+        self.most_running = max(self.most_running, len(self._running))
+
+    def step(self) -> None:
+        self._running = [(job, left) for job, left in self._running if not job.is_cancelled]
+        for job, _ in self._running:
+            job.deliver(Generated(ChosenToken(1), "x"))
+        for job, left in self._running:
+            if left == 1:
+                job.deliver(Finished("", "length"))
+        self._running = [(job, left - 1) for job, left in self._running if left > 1]
+
+    def abort(self, error: Exception) -> None:
+        for job, _ in self._running:
+            job.deliver(Failed(error))
+        self._running = []
+
+    def _enter(self) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.is_inside.set()
+        self.gate.wait(timeout=10)
+        if self.fault is not None:
+            raise self.fault
+
+
+@contextmanager
+def _running(engine: StubEngine, limits: SchedulerLimits = QUICK) -> Iterator[Scheduler]:
+    scheduler = Scheduler(engine, limits)
+    scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        engine.gate.set()
+        scheduler.close()
+
+
+def _score(length: int = 1) -> tuple[ScoreJob, Answer]:
+    answer = Answer()
+    return ScoreJob("0" * 64, [1] * length, (), answer.take), answer
+
+
+def _generate(max_tokens: int) -> tuple[GenerateJob, Answer]:
+    answer = Answer()
+    return GenerateJob("0" * 64, [1], Sampling(max_tokens), answer.take), answer
+
+
+def _wait(condition: object, answers: Sequence[Answer]) -> None:
+    deadline = time.monotonic() + 10
+    while not all(answer.ends for answer in answers):
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.001)
+
+
+def test_jobs_that_wait_together_are_answered_together_on_one_thread() -> None:
+    engine = StubEngine()
+    engine.gate.clear()
+    with _running(engine) as scheduler:
+        first, first_answer = _score()
+        scheduler.submit([first])
+        assert engine.is_inside.wait(5)
+        others = [_score() for _ in range(10)]
+        for job, _ in others:
+            scheduler.submit([job])
+        engine.gate.set()
+        _wait("all are answered", [first_answer, *(answer for _, answer in others)])
+    assert engine.batches == [1, 10]
+    assert engine.threads == {"engine"}
+
+
+def test_a_full_queue_refuses_a_whole_request_and_keeps_what_it_has() -> None:
+    engine = StubEngine()
+    engine.gate.clear()
+    with _running(engine, SchedulerLimits(queued=4, wait_s=0.0)) as scheduler:
+        blocker, blocker_answer = _score()
+        scheduler.submit([blocker])
+        assert engine.is_inside.wait(5)
+        waiting = [_score() for _ in range(3)]
+        scheduler.submit([job for job, _ in waiting])
+        with pytest.raises(OverloadedError):
+            scheduler.submit([_score()[0], _score()[0]])
+        assert scheduler.queued == 3
+        engine.gate.set()
+        _wait("the queued are answered", [blocker_answer, *(answer for _, answer in waiting)])
+
+
+def test_a_job_that_waited_too_long_is_refused_not_answered_late() -> None:
+    engine = StubEngine()
+    engine.gate.clear()
+    now = [0.0]
+    scheduler = Scheduler(engine, SchedulerLimits(queue_timeout_s=5.0, wait_s=0.0), clock=lambda: now[0])
+    scheduler.start()
+    blocker, blocker_answer = _score()
+    scheduler.submit([blocker])
+    assert engine.is_inside.wait(5)
+    late, late_answer = _score()
+    scheduler.submit([late])
+    now[0] = 6.0
+    engine.gate.set()
+    _wait("both end", [blocker_answer, late_answer])
+    scheduler.close()
+    assert blocker_answer.logits == (1.0,)
+    assert isinstance(late_answer.error, OverloadedError)
+
+
+def test_a_waiting_answer_joins_as_soon_as_a_running_one_leaves() -> None:
+    engine = StubEngine()
+    with _running(engine, SchedulerLimits(running=2, wait_s=0.0)) as scheduler:
+        jobs = [_generate(tokens) for tokens in (50, 3, 3, 3)]
+        scheduler.submit([job for job, _ in jobs])
+        _wait("all end", [answer for _, answer in jobs])
+    assert engine.most_running == 2
+    assert [len(answer.tokens) for _, answer in jobs] == [50, 3, 3, 3]
+
+
+def test_a_cancelled_answer_stops() -> None:
+    engine = StubEngine()
+    with _running(engine) as scheduler:
+        job, answer = _generate(10**9)
+        scheduler.submit([job])
+        while not answer.tokens:
+            time.sleep(0.001)
+        job.is_cancelled = True
+        assert scheduler.drain(timeout_s=5)
+    assert answer.ends == 0
+
+
+def test_calls_run_on_the_engines_thread_between_batches_and_hand_back_errors() -> None:
+    with _running(StubEngine()) as scheduler:
+        assert scheduler.call(lambda: threading.current_thread().name).result(5) == "engine"
+        with pytest.raises(ZeroDivisionError):
+            scheduler.call(lambda: 1 // 0).result(5)
+        assert scheduler.is_alive
+
+
+def test_draining_answers_what_waits_and_takes_nothing_new() -> None:
+    engine = StubEngine()
+    engine.gate.clear()
+    with _running(engine) as scheduler:
+        jobs = [_score() for _ in range(3)]
+        scheduler.submit([job for job, _ in jobs])
+        threading.Timer(0.05, engine.gate.set).start()
+        assert scheduler.drain(timeout_s=5)
+        assert all(answer.logits for _, answer in jobs)
+        with pytest.raises(NotServingError):
+            scheduler.submit([_score()[0]])
+
+
+def test_closing_tells_everybody_who_still_waits() -> None:
+    engine = StubEngine()
+    engine.gate.clear()
+    scheduler = Scheduler(engine, SchedulerLimits(batch=BatchLimits(rows=1), wait_s=0.0))
+    scheduler.start()
+    jobs = [_score(), _score()]
+    endless, endless_answer = _generate(10**9)
+    scheduler.submit([job for job, _ in jobs] + [endless])
+    assert engine.is_inside.wait(5)
+    threading.Timer(0.05, engine.gate.set).start()
+    scheduler.close()
+    assert [answer.ends for _, answer in jobs] + [endless_answer.ends] == [1, 1, 1]
+    assert isinstance(jobs[1][1].error, NotServingError)
+    assert isinstance(endless_answer.error, NotServingError)
+
+
+def test_the_thread_survives_an_engine_that_fails_and_the_jobs_are_told() -> None:
+    engine = StubEngine()
+    engine.fault = RuntimeError("the device is gone")
+    with _running(engine) as scheduler:
+        job, answer = _score()
+        scheduler.submit([job])
+        _wait("the job is told", [answer])
+        assert answer.error is engine.fault
+        engine.fault = None
+        again, again_answer = _score()
+        scheduler.submit([again])
+        _wait("the next is answered", [again_answer])
+        assert again_answer.logits == (1.0,)
