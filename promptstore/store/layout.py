@@ -10,6 +10,8 @@ COMMITS = "commits/"
 CHECKPOINTS = "checkpoints/"
 PAYLOADS = "payloads/"
 MANIFESTS = "manifests/"
+CLOCK = "clock/"
+QUARANTINE = "quarantine/"
 
 BlobKind = Literal["payload", "manifest"]
 _BLOB = re.compile(r"(payloads|manifests)/([0-9a-f]{2})/([0-9a-f]{64})(?:-([1-9][0-9]{0,19}))?\.(safetensors|json)")

@@ -4,9 +4,10 @@ import json
 import struct
 
 import numpy as np
+import numpy.typing as npt
 
 from promptstore.core.fingerprint import BaseModelFingerprint
-from promptstore.core.prompt import MAX_VIRTUAL_TOKENS, SoftPrompt
+from promptstore.core.prompt import MAX_VIRTUAL_TOKENS, SoftPrompt, check_embeddings
 from promptstore.errors import CorruptError, InvalidInputError
 
 TENSOR_NAME = "prompt_embeddings"
@@ -26,13 +27,27 @@ def decode_payload(data: bytes, fingerprint: BaseModelFingerprint) -> SoftPrompt
     Raises:
         CorruptError: not exactly what `encode_payload` writes for some prompt of that model's width.
     """
-    tokens, hidden = payload_shape(data)
-    head = _head(tokens, hidden)
-    embeddings = np.frombuffer(data, dtype="<f4", offset=len(head)).reshape(tokens, hidden)
     try:
-        return SoftPrompt(embeddings.astype(np.float32, copy=False), fingerprint)
+        return SoftPrompt(_embeddings(data), fingerprint)
     except InvalidInputError as error:
         raise CorruptError(f"payload: {error}") from error
+
+
+def check_payload(data: bytes) -> tuple[int, int]:
+    """(P, H) of a payload for some model. Raises CorruptError: it is not one."""
+    embeddings = _embeddings(data)
+    tokens, hidden = embeddings.shape
+    try:
+        check_embeddings(embeddings, hidden)
+    except InvalidInputError as error:
+        raise CorruptError(f"payload: {error}") from error
+    return tokens, hidden
+
+
+def _embeddings(data: bytes) -> npt.NDArray[np.float32]:
+    tokens, hidden = payload_shape(data)
+    numbers = np.frombuffer(data, dtype="<f4", offset=len(_head(tokens, hidden)))
+    return numbers.reshape(tokens, hidden).astype(np.float32, copy=False)
 
 
 def payload_shape(data: bytes) -> tuple[int, int]:

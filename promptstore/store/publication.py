@@ -34,25 +34,20 @@ class Publication:
     def publish(self, ledger: Ledger, blobs: Blobs, reason: str, actor: str | None) -> PromptVersion:
         """The version; an existing one if the same manifest is one already.
 
-        Two puts and a commit. The bytes are written before every new name, since nobody but the log says which bytes
-        in the store may be relied on; and again, to their new place, if they are condemned before the commit is made.
+        Two puts and a commit. The bytes are written even where the version exists, so that publishing again mends what
+        was lost; and once more, to their new place, if they are condemned before the commit is made.
         """
         while True:
-            written = self._write(ledger.state, blobs) if self._version(ledger.state) is None else None
-            build = partial(self._operations, written=written)
+            places = self._places(ledger.state)
+            blobs.write(places[0], self._payload)
+            blobs.write(places[1], self._manifest_bytes)
             try:
-                commit = ledger.commit(build, reason=reason, actor=actor)
+                commit = ledger.commit(partial(self._operations, places), reason=reason, actor=actor)
             except _BytesMissingError:
                 continue
             return self._published(ledger.state, commit)
 
-    def _write(self, state: StoreState, blobs: Blobs) -> tuple[BlobKey, BlobKey]:
-        places = self._places(state)
-        blobs.write(places[0], self._payload)
-        blobs.write(places[1], self._manifest_bytes)
-        return places
-
-    def _operations(self, state: StoreState, written: tuple[BlobKey, BlobKey] | None) -> list[Operation]:
+    def _operations(self, written: tuple[BlobKey, BlobKey], state: StoreState) -> list[Operation]:
         if self._version(state) is not None:
             return []
         if self._places(state) != written:
