@@ -6,8 +6,10 @@ from typing import Any
 class TextStream:
     """Turns the token ids of one answer into text, piece by piece; the pieces joined are the decoded whole.
 
-    Byte-level vocabularies split characters between tokens, and decoding depends on the neighbour to the left, so a
-    piece is the difference of two decodings that start at the last piece's edge.
+    Spaces in front are dropped: the one between template and answer belongs to the answer's first token
+    (`TaskEncoder` says why), but not to the answer. Byte-level vocabularies split characters between tokens, and
+    decoding depends on the neighbour to the left, so a piece is the difference of two decodings that start at the
+    last piece's edge.
     """
 
     def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
@@ -17,6 +19,7 @@ class TextStream:
         self._context_start = 0
         self._read_until = 0
         self._held = ""
+        self._has_begun = False
         self.is_stopped = False
 
     def push(self, token_id: int) -> str:
@@ -38,7 +41,8 @@ class TextStream:
         return after[len(before) :]
 
     def _release(self, text: str, *, is_last: bool) -> str:
-        self._held += text
+        self._held += text if self._has_begun else text.lstrip(" ")
+        self._has_begun = self._has_begun or bool(self._held)
         found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
         if found:
             self.is_stopped = True

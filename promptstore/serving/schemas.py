@@ -59,15 +59,16 @@ class _GenerationRequest(_Request):
         Raises:
             InvalidInputError: names the first of them.
         """
-        neutral: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            "n": (self.n, (None, 1)),
-            "presence_penalty": (self.presence_penalty, (None, 0)),
-            "frequency_penalty": (self.frequency_penalty, (None, 0)),
-            "logit_bias": (self.logit_bias, (None, {})),
-            **{name: (value, (None, False, 1, "", [])) for name, value in others.items()},
+        given = {
+            "n": self.n,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "logit_bias": self.logit_bias,
+            **others,
         }
-        for name, (value, allowed) in neutral.items():
-            if value not in allowed:
+        for name, value in given.items():
+            is_one = value == 1 and name in {"n", "best_of"}
+            if value and not is_one:
                 raise InvalidInputError(f"{name} is {value!r}; this server does not support it, leave it out")
 
     def sampling_request(self, max_tokens: int | None, top_logprobs: int | None) -> SamplingRequest:

@@ -26,7 +26,13 @@ def _pieces(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], bool]:
 @given(st.text(max_size=40))
 def test_the_pieces_joined_are_the_text(text: str) -> None:
     pieces, _ = _pieces(text)
-    assert "".join(pieces) == TOKENIZER.decode(_ids(text), clean_up_tokenization_spaces=False)
+    whole = TOKENIZER.decode(_ids(text), clean_up_tokenization_spaces=False)
+    assert "".join(pieces) == whole.lstrip(" ")
+
+
+def test_the_space_between_template_and_answer_is_no_part_of_the_answer() -> None:
+    pieces, _ = _pieces("  good  news ")
+    assert "".join(pieces) == "good  news "
 
 
 def test_a_character_split_between_tokens_comes_whole() -> None:
@@ -47,6 +53,7 @@ def test_bytes_that_are_no_character_come_at_the_end() -> None:
 @given(st.text(alphabet="ab ", max_size=30), st.lists(st.text(alphabet="ab ", min_size=1, max_size=4), max_size=3))
 def test_nothing_of_a_stop_text_or_behind_it_comes_out(text: str, stop: list[str]) -> None:
     pieces, is_stopped = _pieces(text, tuple(stop))
+    text = text.lstrip(" ")
     found = [text.find(each) for each in stop if each in text]
     assert is_stopped == bool(found)
     if found:

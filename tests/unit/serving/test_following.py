@@ -1,0 +1,229 @@
+"""An alias switches when, and only when, what it is to mean is ready; whatever is wrong, the old version answers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from promptstore.errors import PromptStoreError
+from promptstore.lm.frozen import FrozenModel
+from promptstore.objects.memory import MemoryObjectStore
+from promptstore.serving.context import ServerContext
+from promptstore.serving.options import ServerOptions
+from promptstore.store.prompt_store import PromptStore
+from promptstore.testing.scripted_objects import Call, Fault, ScriptedObjects
+from promptstore.testing.served import SENTIMENT, TOPIC, live_server, new_store, publish_random
+from promptstore.testing.tiny_models import tiny_llama
+
+NEVER_S = 3600.0
+
+
+@dataclass(slots=True)
+class World:
+    """A server over a store that can misbehave, and a writer on the same store that cannot see the faults."""
+
+    writer: PromptStore
+    faults: ScriptedObjects
+    client: httpx.Client
+    context: ServerContext
+
+    def version(self, ref: str = "sentiment") -> str:
+        answer = self.client.post("/v1/classify", json={"model": ref, "input": "x"})
+        assert answer.status_code == 200, answer.text
+        return answer.headers["x-promptstore-version"]
+
+    def status(self, ref: str) -> tuple[int, str]:
+        answer = self.client.post("/v1/classify", json={"model": ref, "input": "x"})
+        return answer.status_code, answer.json().get("error", {}).get("code", "")
+
+    def poll(self) -> None:
+        self.context.follower.poll()
+
+    def metric(self, line: str) -> float | None:
+        for found in self.client.get("/metrics").text.splitlines():
+            if found.startswith(line + " "):
+                return float(found.rpartition(" ")[2])
+        return None
+
+
+@contextmanager
+def _world(model: FrozenModel) -> Iterator[World]:
+    """A server that polls only when told to."""
+    objects = MemoryObjectStore("followed")
+    writer = new_store(objects)
+    publish_random(writer, model, SENTIMENT, seed=1)
+    faults = ScriptedObjects(objects)
+    reader = PromptStore(type(writer.ledger).open(faults, actor="server"), faults)
+    with (
+        live_server(reader, model, ServerOptions(poll_s=NEVER_S)) as live,
+        httpx.Client(base_url=live.url, timeout=30) as client,
+    ):
+        yield World(writer, faults, client, live.context)
+
+
+@pytest.fixture
+def world(model: FrozenModel) -> Iterator[World]:
+    with _world(model) as found:
+        yield found
+
+
+def _down(call: Call) -> Fault | None:
+    return Fault.UNAVAILABLE
+
+
+def test_a_promotion_is_seen_at_the_next_poll_and_a_rollback_too(world: World, model: FrozenModel) -> None:
+    publish_random(world.writer, model, SENTIMENT, seed=2)
+    assert world.version() == "sentiment:1"
+    world.poll()
+    assert world.version() == "sentiment:2"
+    world.writer.rollback("sentiment", reason="worse")
+    world.poll()
+    assert world.version() == "sentiment:1"
+    assert world.metric('promptstore_alias_version{alias="production",task="sentiment"}') == 1.0
+
+
+def test_the_new_version_is_on_the_device_before_the_alias_names_it(world: World, model: FrozenModel) -> None:
+    version = publish_random(world.writer, model, SENTIMENT, seed=2)
+    world.poll()
+    assert world.context.bank.tier(version.digest) == "device"
+
+
+def test_new_tasks_and_aliases_appear_and_deleted_ones_go(world: World, model: FrozenModel) -> None:
+    publish_random(world.writer, model, TOPIC, seed=2, alias="staging")
+    assert world.status("topic@staging") == (404, "model_not_found")
+    world.poll()
+    assert world.version("topic@staging") == "topic:1"
+    world.writer.delete_alias("topic", "staging", reason="done")
+    world.poll()
+    assert world.status("topic@staging") == (404, "model_not_found")
+
+
+def test_nothing_new_costs_one_read(world: World) -> None:
+    before = len(world.faults.calls)
+    world.poll()
+    assert [call.verb for call in world.faults.calls[before:]] == ["get"]
+
+
+def test_a_store_that_is_down_fails_no_request_and_is_reported(world: World, model: FrozenModel) -> None:
+    world.faults.script = _down
+    publish_random(world.writer, model, SENTIMENT, seed=2)
+    world.poll()
+    assert world.version() == "sentiment:1"
+    ready = world.client.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["store"]["problem"] is not None
+    assert "last known" in ready.json()["status"]
+    world.faults.script = lambda _: None
+    world.poll()
+    assert world.version() == "sentiment:2"
+    assert world.client.get("/readyz").json()["store"]["problem"] is None
+
+
+def test_a_version_that_was_not_pulled_before_is_503_while_the_store_is_down(world: World, model: FrozenModel) -> None:
+    publish_random(world.writer, model, SENTIMENT, seed=2, alias=None)
+    world.poll()
+    world.faults.script = _down
+    assert world.status("sentiment:2") == (503, "store_unavailable")
+    world.faults.script = lambda _: None
+    assert world.version("sentiment:2") == "sentiment:2"
+    world.faults.script = _down
+    assert world.version("sentiment:2") == "sentiment:2"
+
+
+@pytest.mark.parametrize("fault", [Fault.CORRUPT, Fault.TRUNCATED])
+def test_a_version_that_fails_verification_is_refused_and_the_old_one_stays(
+    world: World, model: FrozenModel, fault: Fault
+) -> None:
+    world.faults.script = lambda call: fault if call.key.startswith("payloads/") else None
+    publish_random(world.writer, model, SENTIMENT, seed=2)
+    world.poll()
+    assert world.version() == "sentiment:1"
+    assert world.metric('promptstore_version_refused{alias="production",task="sentiment",version="2"}') == 1.0
+    (refused,) = world.client.get("/readyz").json()["refused"]
+    assert (refused["task"], refused["version"]) == ("sentiment", 2)
+    assert world.status("sentiment:2") == (503, "corrupt")
+    world.faults.script = lambda _: None
+    publish_random(world.writer, model, SENTIMENT, seed=3)
+    world.poll()
+    assert world.version() == "sentiment:3"
+    assert world.metric('promptstore_version_refused{alias="production",task="sentiment",version="2"}') is None
+
+
+def test_a_version_for_another_model_is_refused_and_the_old_one_stays(world: World) -> None:
+    publish_random(world.writer, tiny_llama(seed=9), SENTIMENT, seed=2)
+    world.poll()
+    assert world.version() == "sentiment:1"
+    assert world.metric('promptstore_version_refused{alias="production",task="sentiment",version="2"}') == 1.0
+    assert world.status("sentiment:2") == (409, "incompatible_model")
+
+
+def test_tasks_of_another_model_in_the_same_store_are_no_alarm(world: World) -> None:
+    publish_random(world.writer, tiny_llama(seed=9), TOPIC, seed=2)
+    world.poll()
+    assert world.version() == "sentiment:1"
+    assert world.client.get("/readyz").json()["refused"] == []
+    assert world.status("topic") == (409, "incompatible_model")
+    assert [each["id"] for each in world.client.get("/v1/models").json()["data"]] == ["sentiment"]
+
+
+def test_a_pull_that_fails_for_the_moment_is_tried_again_without_a_new_commit(world: World, model: FrozenModel) -> None:
+    world.faults.script = lambda call: Fault.UNAVAILABLE if call.key.startswith("payloads/") else None
+    publish_random(world.writer, model, SENTIMENT, seed=2)
+    world.poll()
+    assert world.version() == "sentiment:1"
+    world.faults.script = lambda _: None
+    world.poll()
+    assert world.version() == "sentiment:2"
+
+
+def test_a_log_that_is_damaged_is_refused_and_the_last_known_state_answers(world: World, model: FrozenModel) -> None:
+    publish_random(world.writer, model, SENTIMENT, seed=2)
+    world.faults.script = lambda call: Fault.CORRUPT if call.key.startswith("commits/") else None
+    world.poll()
+    assert world.version() == "sentiment:1"
+    assert "commit" in world.client.get("/readyz").json()["store"]["problem"]
+
+
+def test_a_version_that_expired_is_404_by_number(world: World, model: FrozenModel) -> None:
+    publish_random(world.writer, model, SENTIMENT, seed=2)
+    world.writer.expire(["sentiment:1"], reason="old")
+    world.poll()
+    assert world.version() == "sentiment:2"
+    assert world.status("sentiment:1") == (404, "model_not_found")
+
+
+def test_versions_that_no_alias_names_any_more_let_go_of_their_place(world: World, model: FrozenModel) -> None:
+    for seed in range(2, 8):
+        publish_random(world.writer, model, SENTIMENT, seed=seed)
+        world.poll()
+    pins = [entry.pins for entry in world.context.bank._entries.values()]
+    holds = [entry.holds for entry in world.context.bank._entries.values()]
+    assert sum(pins) == 1
+    assert sum(holds) == 0
+
+
+def test_a_server_of_some_tasks_serves_no_others(model: FrozenModel) -> None:
+    writer = new_store()
+    for seed, task in enumerate((SENTIMENT, TOPIC)):
+        publish_random(writer, model, task, seed=seed)
+    options = ServerOptions(poll_s=NEVER_S, tasks=frozenset({"topic"}))
+    with live_server(writer, model, options) as live, httpx.Client(base_url=live.url) as client:
+        for ref, status in (("topic", 200), ("sentiment", 404), ("sentiment:1", 404)):
+            assert client.post("/v1/classify", json={"model": ref, "input": "x"}).status_code == status
+
+
+def test_a_refresh_by_an_operator_looks_at_once(world: World, model: FrozenModel) -> None:
+    publish_random(world.writer, model, SENTIMENT, seed=2)
+    answer = world.client.post("/admin/refresh")
+    assert answer.status_code == 200
+    assert world.version() == "sentiment:2"
+
+
+def test_staleness_is_exported_and_bounded(world: World) -> None:
+    assert world.metric("promptstore_store_is_stale") == 0.0
+    staleness = world.metric("promptstore_store_staleness_seconds")
+    assert staleness is not None
+    assert 0 <= staleness < 60
+    assert not isinstance(world.context.follower.status.problem, PromptStoreError)

@@ -1,0 +1,147 @@
+"""The official client against the server, as users have it."""
+
+import openai
+import pytest
+import torch
+from openai import OpenAI, Stream
+from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
+
+from promptstore.core.ref import PromptRef
+from promptstore.lm.frozen import FrozenModel
+from promptstore.runtime.recomputed import RecomputedDecoding
+from promptstore.runtime.sampling import Sampling
+from promptstore.testing.engine_rig import EngineRig
+from promptstore.testing.served import LiveServer
+
+
+@pytest.fixture(scope="module")
+def api(server: LiveServer) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
+
+
+def _expected(server: LiveServer, model: FrozenModel, question: str, sampling: Sampling) -> str:
+    """The answer of an engine of its own that recomputes everything from input embeddings."""
+    ref = PromptRef.parse("answer")
+    pulled = server.context.follower.pull(ref, server.context.follower.table.state.resolve(ref))
+    rig = EngineRig(model, RecomputedDecoding(model), {"answer": pulled.prompt})
+    return rig.answer(rig.generate("answer", pulled.encoder.encode({"question": question}), sampling)).text
+
+
+def test_models_lists_the_aliases_with_their_versions(api: OpenAI) -> None:
+    models = list(api.models.list())
+    assert [each.id for each in models] == ["answer", "entailment", "sentiment", "topic"]
+    assert api.models.retrieve("topic:1").id == "topic:1"
+    with pytest.raises(openai.NotFoundError):
+        api.models.retrieve("nothing")
+
+
+def test_a_completion_is_the_greedy_text(api: OpenAI, server: LiveServer, model: FrozenModel) -> None:
+    answer = api.completions.create(model="answer", prompt="what is good news ?")
+    (choice,) = answer.choices
+    assert choice.text == _expected(server, model, "what is good news ?", Sampling(12))
+    assert choice.finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 12
+    assert answer.model_extra is not None
+    assert answer.model_extra["promptstore"]["version"] == 1
+
+
+def test_many_prompts_come_back_in_order(api: OpenAI, server: LiveServer, model: FrozenModel) -> None:
+    questions = ["who ?", "what is the topic of the review ?", "why not ?"]
+    answer = api.completions.create(model="answer", prompt=questions, max_tokens=5)
+    expected = [_expected(server, model, question, Sampling(5)) for question in questions]
+    assert [choice.text for choice in answer.choices] == expected
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+
+
+def test_a_stream_gives_the_same_text_piece_by_piece(api: OpenAI) -> None:
+    whole = api.completions.create(model="answer", prompt="why ?", temperature=1.0, seed=3).choices[0].text
+    stream = api.completions.create(
+        model="answer", prompt="why ?", temperature=1.0, seed=3, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == whole
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 12
+    assert len(chunks) > 5
+
+
+def test_a_chat_streams_and_answers_whole(api: OpenAI) -> None:
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "who ?"}]
+    whole = api.chat.completions.create(model="answer", messages=messages, max_tokens=6)
+    chunks: Stream[ChatCompletionChunk] = api.chat.completions.create(
+        model="answer", messages=messages, max_tokens=6, stream=True
+    )
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert deltas[0].role == "assistant"
+    assert "".join(delta.content or "" for delta in deltas) == whole.choices[0].message.content
+
+
+def test_log_probabilities_are_reported_per_token(api: OpenAI) -> None:
+    logprobs = api.completions.create(model="answer", prompt="who ?", max_tokens=3, logprobs=2).choices[0].logprobs
+    assert logprobs is not None
+    assert len(logprobs.tokens or ()) == len(logprobs.token_logprobs or ()) == 3
+    for chosen, top in zip(logprobs.token_logprobs or (), logprobs.top_logprobs or (), strict=True):
+        # Greedy takes the likeliest, so the chosen one leads its alternatives.
+        assert chosen == pytest.approx(max(top.values()))
+    chat = api.chat.completions.create(
+        model="answer", messages=[{"role": "user", "content": "who ?"}], max_tokens=3, logprobs=True, top_logprobs=2
+    )
+    content = chat.choices[0].logprobs
+    assert content is not None
+    assert [each.logprob for each in content.content or ()] == pytest.approx(logprobs.token_logprobs)
+
+
+def test_stop_texts_end_the_answer_before_them(api: OpenAI) -> None:
+    text = api.completions.create(model="answer", prompt="who ?").choices[0].text
+    stop = text[4:6]
+    cut = api.completions.create(model="answer", prompt="who ?", stop=[stop]).choices[0]
+    assert cut.text == text[: text.index(stop)]
+    assert cut.finish_reason == "stop"
+
+
+def test_a_classification_task_answers_a_chat_with_its_label(api: OpenAI, server: LiveServer) -> None:
+    chat = api.chat.completions.create(
+        model="sentiment", messages=[{"role": "user", "content": "a great film"}], logprobs=True
+    )
+    logprobs = chat.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    said = {each.token: each.logprob for each in logprobs.content[0].top_logprobs}
+    assert set(said) == {"positive", "negative"}
+    assert chat.choices[0].message.content == max(said, key=lambda text: said[text])
+    total = torch.tensor(list(said.values())).exp().sum()
+    assert float(total) == pytest.approx(1.0, abs=1e-5)
+    stream = api.completions.create(model="sentiment", prompt="a great film", stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == chat.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"n": 2}, "n is 2"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"echo": True}, "echo"),
+        ({"temperature": 3.0}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10_000}, "room for"),
+        ({"logprobs": 50}, "top_logprobs"),
+        ({"logit_bias": {"50": -100}}, "logit_bias"),
+    ],
+)
+def test_what_would_change_the_answer_and_is_not_supported_is_refused(
+    api: OpenAI, given: dict[str, object], says: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=says):
+        api.completions.create(model="answer", prompt="x", **given)  # type: ignore[call-overload]
+
+
+def test_a_chat_of_several_turns_is_refused_rather_than_cut(api: OpenAI) -> None:
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "who ?"}]
+    with pytest.raises(openai.BadRequestError, match="exactly one message"):
+        api.chat.completions.create(model="answer", messages=messages)  # type: ignore[arg-type]
+
+
+def test_unknown_models_raise_the_clients_own_error(api: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="nothing"):
+        api.completions.create(model="nothing", prompt="x")
