@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, insert, select
 from promptstore.catalog.database import Database
 from promptstore.catalog.models import CursorRow
 from promptstore.catalog.projection import Details, News, new_kept_versions, touched_tasks, write_news
-from promptstore.catalog.schema import drop_schema, require_schema, upgrade_schema
+from promptstore.catalog.schema import empty_schema, require_schema, upgrade_schema
 from promptstore.catalog.search import FoundVersion, Query, find_moves, find_versions
 from promptstore.core.state import AliasMove, PromptVersion, StoreState
 from promptstore.errors import CorruptError, InvalidInputError, NotFoundError, UntrustedError
@@ -71,11 +71,10 @@ class Catalog:
         return SyncReport(before.number if before else 0, cursor.number)
 
     def rebuild(self, store: PromptStore) -> SyncReport:
-        """Drop the catalogue and make it anew from the log, in one transaction. Raises as `sync`."""
+        """Make the catalogue anew from the log alone, in one transaction. Raises as `sync`."""
         news = _gather(store, store.refresh(), None)
         with self._database.writing() as connection:
-            drop_schema(connection)
-            upgrade_schema(connection)
+            empty_schema(connection)
             cursor = _apply(connection, news)
         return SyncReport(0, cursor.number)
 

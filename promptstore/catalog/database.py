@@ -51,7 +51,7 @@ class Database:
     def writing(self) -> Iterator[Connection]:
         """A transaction that no other `writing` of any process runs beside; all of it or nothing takes effect."""
         if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(self._file.parent)
         with self._faults(), self._engine.connect() as plain:
             connection = plain.execution_options(**{WRITES: True})
             with connection.begin():
@@ -71,6 +71,13 @@ class Database:
                 f"the catalogue at {self.url} cannot be used: {str(error.orig).strip()}. The store needs no catalogue: "
                 "repeat when the database is back, and `promptstore catalog rebuild` if it was lost"
             ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"the catalogue cannot be made in {folder}: {error.strerror}") from error
 
 
 def _checked(text_url: str) -> URL:

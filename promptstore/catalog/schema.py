@@ -1,12 +1,14 @@
 """Making and changing the tables, inside the caller's transaction."""
 
 from alembic import command
+from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, MetaData
+from sqlalchemy import Connection, MetaData, delete
 
+from promptstore.catalog.models import CatalogTable
 from promptstore.errors import InvalidInputError, NotFoundError
 
 VERSION_TABLE = "catalog_schema"
@@ -39,11 +41,20 @@ def require_schema(connection: Connection) -> None:
         raise NotFoundError(f"the catalogue {what}; run `promptstore catalog sync`")
 
 
-def drop_schema(connection: Connection) -> None:
-    """Remove every table of the catalogue, known to this version or not."""
+def empty_schema(connection: Connection) -> None:
+    """Leave the tables of this version, empty, whatever was there.
+
+    Rows are deleted where the tables are as they should be, so that people who are reading see the old ones to the
+    end; only other tables are dropped.
+    """
+    if _revision(connection) == _newest() and not compare_metadata(_context(connection), CatalogTable.metadata):
+        for table in reversed(CatalogTable.metadata.sorted_tables):
+            connection.execute(delete(table))
+        return
     found = MetaData()
     found.reflect(connection, only=lambda name, _: name.startswith("catalog_"))
     found.drop_all(connection)
+    upgrade_schema(connection)
 
 
 def _config() -> Config:
@@ -57,5 +68,12 @@ def _newest() -> str | None:
 
 
 def _revision(connection: Connection) -> str | None:
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision()
+    return _context(connection).get_current_revision()
+
+
+def _context(connection: Connection) -> MigrationContext:
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "include_name": _is_ours})
+
+
+def _is_ours(name: str | None, kind: str, _: object) -> bool:
+    return kind != "table" or (name is not None and name.startswith("catalog_"))

@@ -284,6 +284,22 @@ def test_a_catalogue_of_a_newer_promptstore_is_refused_until_rebuilt(
         connection.execute(text("SELECT * FROM catalog_from_the_future"))
 
 
+def test_a_rebuild_repairs_tables_that_somebody_broke(new_database: NewDatabase, store: PromptStore) -> None:
+    url = new_database()
+    catalog = Catalog(url)
+    _publish(store)
+    catalog.sync(store)
+    before = dump_catalog(url)
+    with Database(url).writing() as connection:
+        connection.execute(text("DROP TABLE catalog_moves"))
+        connection.execute(text("UPDATE catalog_versions SET actor = 'mallory'"))
+        connection.execute(text("CREATE TABLE somebody_elses (x INTEGER)"))
+    catalog.rebuild(store)
+    assert dump_catalog(url) == before
+    with Database(url).reading() as connection:
+        connection.execute(text("SELECT * FROM somebody_elses"))
+
+
 def test_a_failed_sync_leaves_the_catalogue_as_it_was(new_database: NewDatabase, store: PromptStore) -> None:
     """The cursor says commit 0 while the rows of commit 1 are there: the insert must fail, and all of it."""
     url = new_database()
