@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from promptstore.cli import assets, keys, store, task
+from promptstore.cli import assets, care, catalog, keys, serve, store, task
 from promptstore.cli.options import JsonOption, ModelOption, StoreOption
 from promptstore.cli.output import emit
 from promptstore.errors import PromptStoreError
@@ -20,6 +20,9 @@ app = typer.Typer(
     help="Tune, understand, version, promote and serve soft prompts, correct in any batch.",
 )
 app.add_typer(store.app)
+app.add_typer(care.app)
+app.add_typer(serve.app)
+app.add_typer(catalog.app, name="catalog", rich_help_panel="Look")
 app.add_typer(task.app, name="task", rich_help_panel="Tune")
 app.add_typer(assets.app, name="assets", rich_help_panel="Set up")
 app.add_typer(keys.app, name="keys", rich_help_panel="Set up")

@@ -40,7 +40,9 @@ def examine(settings: "Settings") -> Iterator[Finding]:
     for package, extra in PACKAGES.items():
         yield _package(package, extra)
     yield _looked("device", lambda: _device(settings), "PROMPTSTORE_DEVICE=cpu works everywhere")
-    yield _looked("store", lambda: _store(settings), "set PROMPTSTORE_STORE to s3://bucket/prefix or a folder")
+    yield _looked(
+        "store", lambda: _store(settings), "set PROMPTSTORE_STORE to where it is, or make one: promptstore init"
+    )
     yield _looked("model", lambda: _model(settings), "run: promptstore assets fetch, or set PROMPTSTORE_MODEL")
     yield _server("MLflow", settings.mlflow_uri, "/health", "PROMPTSTORE_MLFLOW_URI", "runs are not tracked")
     yield _server(
@@ -81,7 +83,7 @@ def _device(settings: "Settings") -> str:
 def _store(settings: "Settings") -> str:
     from promptstore.wiring import open_prompt_store
 
-    state = open_prompt_store(settings).state
+    state = open_prompt_store(settings, create=False).state
     return f"{settings.store_url}: {len(state.tasks)} tasks, commit {state.number}"
 
 

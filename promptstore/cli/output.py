@@ -47,6 +47,8 @@ def _cell(value: Any) -> str:
             return "yes" if value else "no"
         case float():
             return f"{value:.4g}"
+        case dict():
+            return ", ".join(f"{name}={_cell(each)}" for name, each in value.items())
         case list() | tuple():
             return ", ".join(_cell(each) for each in value)
         case _:

@@ -1,0 +1,78 @@
+"""Commands that serve prompts and ask a server."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from promptstore.cli.options import JsonOption, ModelOption, StoreOption
+from promptstore.cli.output import emit
+from promptstore.errors import InvalidInputError, PromptStoreError, StoreUnavailableError
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel="Serve")
+def serve(
+    store: StoreOption = None,
+    model: ModelOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="Serve only this task; repeat for more.")] = None,
+    poll_s: Annotated[float, typer.Option("--poll", help="Seconds between looks at the store's log.")] = 1.0,
+    staleness_s: Annotated[float, typer.Option("--staleness", help="Seconds after which the state is stale.")] = 60.0,
+    api_keys: Annotated[Path | None, typer.Option(help="TOML file of API keys and their scopes.")] = None,
+    allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Serve others without keys.")] = False,
+    drain_delay_s: Annotated[float, typer.Option("--drain-delay", help="Seconds to go on after SIGTERM.")] = 0.0,
+) -> None:
+    """Serve every prompt of a store over HTTP, following promotions live. Its page is at /."""
+    from promptstore.serving.options import ServerOptions
+    from promptstore.serving.server import run
+    from promptstore.settings import load_settings
+
+    options = ServerOptions(
+        host=host,
+        port=port,
+        tasks=frozenset(tasks or ()),
+        poll_s=poll_s,
+        staleness_bound_s=staleness_s,
+        api_keys=api_keys,
+        allow_anonymous=allow_anonymous,
+        drain_delay_s=drain_delay_s,
+    )
+    try:
+        run(load_settings(store=store, model=model), options)
+    except OSError as error:
+        raise InvalidInputError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+
+
+@app.command(rich_help_panel="Serve")
+def ask(
+    ref: Annotated[str, typer.Argument(help="task, task@alias, task:number or task@sha256:digest", metavar="REF")],
+    texts: Annotated[list[str], typer.Argument(help="Texts to classify.", metavar="TEXT...")],
+    server: Annotated[str | None, typer.Option(help="URL of the server; PROMPTSTORE_SERVER_URL if not given.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a running server for the label of each text."""
+    import httpx
+
+    from promptstore.settings import load_settings
+
+    settings = load_settings(server_url=server)
+    headers = {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}
+    try:
+        answer = httpx.post(
+            f"{settings.server_url.rstrip('/')}/v1/classify",
+            json={"model": ref, "input": texts},
+            headers=headers,
+            timeout=60,
+        )
+    except httpx.HTTPError as error:
+        raise StoreUnavailableError(
+            f"no answer from {settings.server_url}: {error}; start `promptstore serve` or give --server"
+        ) from error
+    if answer.status_code != httpx.codes.OK:
+        raise PromptStoreError(f"{settings.server_url} answered {answer.status_code}: {answer.text}")
+    columns = ("label", "probability", "version", "text")
+    rows = [{**result, "text": text} for result, text in zip(answer.json()["results"], texts, strict=True)]
+    emit(rows, as_json=as_json, columns=columns)
