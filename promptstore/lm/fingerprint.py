@@ -120,10 +120,10 @@ def _sample(size_bytes: int) -> list[tuple[int, int]]:
 
 def _safetensors(path: Path) -> Iterator[StoredTensor]:
     """Reads the header by hand: the safetensors library would copy whole tensors to give a few of their bytes."""
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    start = 8 + int.from_bytes(mapped[:8], "little")
     try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        start = 8 + int.from_bytes(mapped[:8], "little")
         header = json.loads(mapped[8:start])
     except ValueError as error:
         raise CorruptError(f"{path} is not a safetensors file: {error}; fetch the model again") from error

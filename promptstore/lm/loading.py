@@ -4,6 +4,10 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from promptstore.core.fingerprint import BaseModelFingerprint
 from promptstore.errors import CorruptError, InvalidInputError
@@ -18,12 +22,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") -> FrozenModel:
     """The model in `files.folder`, frozen. Raises as `promptstore.lm.source.open_model`."""
     chosen_device = choose_device(device)
+    digest = weights_digest(tensors_in_folder(files.folder))
     network = _load_network(files, choose_dtype(dtype, chosen_device)).to(chosen_device)
     tokenizer = _load_tokenizer(files)
     fingerprint = BaseModelFingerprint(
         architecture=type(network).__name__,
         hidden_size=int(network.get_input_embeddings().weight.shape[1]),
-        weights_digest=weights_digest(tensors_in_folder(files.folder)),
+        weights_digest=digest,
         tokenizer_digest=tokenizer_digest(tokenizer),
         name=files.name,
         revision=files.revision,
@@ -73,7 +78,8 @@ def _has_native_bfloat16(device: torch.device) -> bool:
 
 def _load_network(files: ModelFiles, dtype: torch.dtype) -> Any:
     try:
-        config = AutoConfig.from_pretrained(files.folder)
+        config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
+        _require_head(config)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with bars_on_terminals_only():
             network, report = auto.from_pretrained(
@@ -85,12 +91,26 @@ def _load_network(files: ModelFiles, dtype: torch.dtype) -> Any:
         ) from error
     except OSError as error:
         raise CorruptError(f"{files.name} cannot be loaded from {files.folder}: {_first_line(error)}") from error
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "mismatched" not in str(error):
+            raise
+        raise CorruptError(
+            f"{files.name}: config.json and weights have different shapes; fetch the model again"
+        ) from error
     if missing := sorted(report["missing_keys"]):
         raise InvalidInputError(
             f"{files.name} has no weights for {', '.join(missing[:3])} of {type(network).__name__}: it was stored "
             "without its language-model head, or for another architecture"
         )
     return network
+
+
+def _require_head(config: Any) -> None:
+    """transformers would load a masked language model as a causal one, which it never was."""
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()}
+    stored = config.architectures or ()
+    if stored and not known.intersection(stored):
+        raise ValueError(f"it was stored as {', '.join(stored)}")
 
 
 def _load_tokenizer(files: ModelFiles) -> Any:

@@ -75,6 +75,8 @@ def _known_assets() -> Sequence[str]:
 
 def _existing_path(source: str) -> Path:
     path = Path(source).expanduser()
+    if not source:
+        raise InvalidInputError(f"no base model is named; it is {KINDS}")
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():
