@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from promptstore.cli import assets, care, catalog, keys, serve, store, task
+from promptstore.cli.demo import command as demo
 from promptstore.cli.options import JsonOption, ModelOption, StoreOption
 from promptstore.cli.output import emit
 from promptstore.errors import PromptStoreError
@@ -19,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Tune, understand, version, promote and serve soft prompts, correct in any batch.",
 )
+app.add_typer(demo.app)
 app.add_typer(store.app)
 app.add_typer(care.app)
 app.add_typer(serve.app)

@@ -1,0 +1,1 @@
+"""`promptstore demo`: the whole idea, once, in a few minutes."""

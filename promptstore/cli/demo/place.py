@@ -1,6 +1,5 @@
 """Where the demo keeps everything it writes, and what its child processes are told about it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +43,11 @@ class DemoPlace:
     def state(self) -> Path:
         return self.folder / "state"
 
-    def environment(self, prefect_api: str) -> Mapping[str, str]:
+    def environment(self, prefect_api: str, model: str | None) -> dict[str, str]:
         """The settings of the demo's child processes; what the user set for models and devices stays."""
+        chosen = {"PROMPTSTORE_MODEL": model} if model else {}
         return {
+            **chosen,
             "PROMPTSTORE_STORE": str(self.store),
             "PROMPTSTORE_STATE_DIR": str(self.state),
             "PROMPTSTORE_ACTOR": "demo",

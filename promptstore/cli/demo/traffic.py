@@ -2,13 +2,15 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
+
+from promptstore.errors import PromptStoreError
 
 VERSION_HEADER = "x-promptstore-version"
 
@@ -25,7 +27,7 @@ class Answered:
 class Traffic:
     """One client that asks for one task's label again and again until the context closes."""
 
-    def __init__(self, url: str, task: str, texts: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, url: str, task: str, texts: Sequence[str]) -> None:
         self._url = url
         self._bodies = cycle([{"model": task, "input": text} for text in texts])
         self._stopped = threading.Event()
@@ -50,14 +52,24 @@ class Traffic:
     def failed(self) -> int:
         return sum(answer.status != 200 for answer in self.answers)
 
-    def wait_for(self, version: str, *, timeout_s: float) -> bool:
-        """Whether an answer came from `version` within the time."""
+    def require(self, version: str, *, timeout_s: float) -> None:
+        """Return once an answer comes from `version`.
+
+        Raises:
+            PromptStoreError: none did in time.
+        """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self._answers and self._answers[-1].version == version:
-                return True
+                return
             time.sleep(0.05)
-        return False
+        last = self._answers[-1] if self._answers else "no answer at all"
+        raise PromptStoreError(f"the server did not answer with {version} within {timeout_s:.0f} s; last: {last}")
+
+    def has_switched(self, before: str, after: str) -> bool:
+        """Whether answers came first from `before`, then from `after`, without a request in between that failed."""
+        versions = [answer.version for answer in self.answers]
+        return before in versions and after in versions[versions.index(before) :] and self.failed == 0
 
     def _ask(self) -> None:
         with httpx.Client(base_url=self._url, timeout=60) as client:

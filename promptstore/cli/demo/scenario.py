@@ -1,0 +1,141 @@
+"""The main job, once, on real weights and real text: tune, publish, gate, promote, serve, switch, roll back."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from promptstore.cli.demo.flows import FlowRunner
+from promptstore.cli.demo.place import DemoPlace
+from promptstore.cli.demo.processes import ChildProcess, free_port
+from promptstore.cli.demo.report import DemoReport, TaskResult
+from promptstore.cli.demo.traffic import Traffic
+from promptstore.cli.output import note
+from promptstore.errors import PromptStoreError
+from promptstore.lm.assets import fetch_assets
+from promptstore.settings import load_settings
+from promptstore.tuning.demo_data import write_demo_data
+from promptstore.wiring import open_prompt_store
+
+READY_S = 180.0
+SWITCH_S = 60.0
+SWITCHED_TASK = "sentiment"
+TEXTS = (
+    "I waited an hour and the soup was cold.",
+    "Best phone I have ever owned, the battery lasts for days.",
+    "The senator's proposal deserves a hearing, whatever one thinks of its author.",
+    "omg can't believe it's friday already :)",
+)
+# What the second version changes: it goes on from the first one, gently.
+SECOND_VERSION = {"learning_rate": 0.03, "warmup_steps": 0, "evaluate_every": 10, "seed": 1}
+STEPS, SECOND_STEPS = 100, 20
+QUICK_STEPS, QUICK_SECOND_STEPS = 30, 5
+
+
+def run_demo(folder: Path, *, quick: bool, model: str | None) -> DemoReport:
+    """Runs the whole loop in `folder`, which keeps everything. Repeating it there adds versions.
+
+    Raises:
+        PromptStoreError: any step failed; what was published and promoted until then stays valid.
+    """
+    started = time.monotonic()
+    place = DemoPlace.make(folder)
+    prefect_port = free_port()
+    environment = place.environment(f"http://127.0.0.1:{prefect_port}/api", model)
+    settings = load_settings(store=str(place.store), state_dir=place.state, actor="demo")
+    with _prefect(place, environment, prefect_port) as prefect:
+        fetch_assets(settings.cache_dir)
+        task_files = write_demo_data(settings.cache_dir, place.data, quick=quick)
+        prefect.wait_until_ready(f"http://127.0.0.1:{prefect_port}/api/health", timeout_s=READY_S)
+        flows = FlowRunner(environment, place.logs)
+        steps = QUICK_STEPS if quick else STEPS
+        note(f"1/5 tune {len(task_files)} tasks together on one frozen model, {steps} steps each")
+        tuned = _tune(flows, "tune", task_files, {"steps": steps, "evaluate_every": max(10, steps // 4)})
+        note("2/5 gate and promote")
+        for task, file in zip(tuned, task_files, strict=True):
+            _promote(flows, f"promote-{task['task']}", task["version"], file, "first version of the demo")
+        with _server(place, environment) as url:
+            note(f"3/5 serve at {url}: both tasks in one batch")
+            _print_answers(_classify(url, [task["task"] for task in tuned], TEXTS))
+            note(f"4/5 tune, gate and promote a second version of {SWITCHED_TASK} while requests are in flight")
+            file = next(path for path in task_files if path.stem == SWITCHED_TASK)
+            before = next(task["version"] for task in tuned if task["task"] == SWITCHED_TASK)
+            with Traffic(url, SWITCHED_TASK, TEXTS) as traffic:
+                traffic.require(before, timeout_s=SWITCH_S)
+                overrides = {**SECOND_VERSION, "initialise": f"version:{before}"}
+                overrides["steps"] = QUICK_SECOND_STEPS if quick else SECOND_STEPS
+                (second,) = _tune(flows, "tune-second", [file], overrides)
+                _promote(flows, "promote-second", second["version"], file, "goes on from the first version")
+                traffic.require(second["version"], timeout_s=SWITCH_S)
+                note(f"5/5 roll {SWITCHED_TASK} back to {before}")
+                store = open_prompt_store(settings)
+                store.rollback(SWITCHED_TASK, reason="the demo shows the way back")
+                traffic.require(before, timeout_s=SWITCH_S)
+    return DemoReport(
+        tasks=tuple(_result(task) for task in tuned),
+        requests=len(traffic.answers),
+        failed_requests=traffic.failed,
+        switched_in_flight=traffic.has_switched(before, second["version"]),
+        rolled_back=str(store.resolve(SWITCHED_TASK)) == before,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _prefect(place: DemoPlace, environment: dict[str, str], port: int) -> ChildProcess:
+    """A Prefect server of the demo's own; it starts while the data is prepared."""
+    arguments = ("-m", "flows", "server", "--home", str(place.prefect), "--port", str(port))
+    log = place.logs / "prefect.log"
+    return ChildProcess("the Prefect server", arguments, environment=environment, log_path=log)
+
+
+@contextmanager
+def _server(place: DemoPlace, environment: dict[str, str]) -> Iterator[str]:
+    port = free_port()
+    arguments = ("-m", "promptstore", "serve", "--port", str(port), "--poll", "0.5")
+    url = f"http://127.0.0.1:{port}"
+    log = place.logs / "server.log"
+    with ChildProcess("the server", arguments, environment=environment, log_path=log) as server:
+        server.wait_until_ready(f"{url}/readyz", timeout_s=READY_S)
+        yield url
+
+
+def _tune(flows: FlowRunner, label: str, files: Sequence[Path], overrides: dict[str, Any]) -> list[dict[str, Any]]:
+    parameters = {"tasks": [str(file) for file in files], "overrides": overrides}
+    tasks: list[dict[str, Any]] = flows.run("tune", label, parameters)["tasks"]
+    if failures := [f"{task['task']}: {task['failure']}" for task in tasks if task["failure"]]:
+        raise PromptStoreError("; ".join(failures))
+    return tasks
+
+
+def _promote(flows: FlowRunner, label: str, version: str, file: Path, reason: str) -> None:
+    flows.run("promote", label, {"ref": version, "task_file": str(file), "reason": reason})
+
+
+def _classify(url: str, tasks: Sequence[str], texts: Sequence[str]) -> list[dict[str, Any]]:
+    answer = httpx.post(f"{url}/v1/classify", json={"model": list(tasks), "input": list(texts)}, timeout=60)
+    if answer.status_code != httpx.codes.OK:
+        raise PromptStoreError(f"the server answered {answer.status_code}: {answer.text}")
+    results: list[dict[str, Any]] = answer.json()["results"]
+    return results
+
+
+def _print_answers(results: Sequence[dict[str, Any]]) -> None:
+    for result in results:
+        certainty = max(result["probabilities"].values())
+        note(f"    {result['version']:12} {result['label']:10} {certainty:.2f}  {TEXTS[result['index']]}")
+
+
+def _result(task: dict[str, Any]) -> TaskResult:
+    return TaskResult(
+        task=task["task"],
+        untuned_accuracy=task["untuned"],
+        tuned_accuracy=task["tuned"],
+        version=task["version"],
+        digest=task["digest"],
+        parameters=task["parameters"],
+        payload_bytes=task["payload_bytes"],
+        seconds=task["seconds"],
+    )
