@@ -4,7 +4,7 @@ from importlib.metadata import version as installed_version
 
 from fastapi import FastAPI
 
-from promptstore.serving import failures, routes_classify, routes_openai, routes_state
+from promptstore.serving import failures, routes_classify, routes_console, routes_openai, routes_state
 from promptstore.serving.context import ServerContext
 from promptstore.serving.gauges import read_gauges
 from promptstore.serving.middleware import BodyLimits, RequestMiddleware
@@ -27,7 +27,7 @@ def create_app(context: ServerContext, *, limits: BodyLimits | None = None) -> F
     app.state.context = context
     context.metrics.watch(lambda: read_gauges(context))
     failures.install(app)
-    for routes in (routes_classify, routes_openai, routes_state):
+    for routes in (routes_classify, routes_openai, routes_state, routes_console):
         app.include_router(routes.router)
     app.add_middleware(RequestMiddleware, metrics=context.metrics, limits=limits or BodyLimits())
     return app
