@@ -1,12 +1,13 @@
 """Folders in the cache that are there whole or not at all."""
 
-import errno
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from promptstore.errors import StoreUnavailableError
 
@@ -26,13 +27,10 @@ def folder_in_making(folder: Path) -> Iterator[Path]:
         _sweep(folder.parent)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=UNFINISHED, ignore_cleanup_errors=True) as made:
             yield Path(made)
-    except OSError as error:
-        advice = (
-            "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check its permissions"
-        )
+    except (OSError, SafetensorError) as error:
         raise StoreUnavailableError(
-            f"the cache folder {folder.parent} cannot be written: {error.strerror or error}; {advice}, or name "
-            "another folder in PROMPTSTORE_CACHE_DIR"
+            f"the cache folder {folder.parent} cannot be written: {getattr(error, 'strerror', None) or error}; "
+            "make room there, check its permissions, or name another folder in PROMPTSTORE_CACHE_DIR"
         ) from error
 
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from promptstore.errors import CorruptError
 from promptstore.lm.cache import folder_in_making, put_in_place
-from promptstore.lm.progress import bars_on_terminals_only
+from promptstore.lm.progress import quiet_unless_on_a_terminal
 
 # Half the bytes of float32 at the same quality: SmolLM2-135M's Q4_1 file, dequantised, has perplexity 21.004 on 40
 # BoolQ passages in float32, 21.005 rounded to float16 and 21.003 rounded to bfloat16.
@@ -23,7 +23,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        with bars_on_terminals_only():
+        with quiet_unless_on_a_terminal():
             network = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise CorruptError(f"{gguf} cannot be read as a GGUF model: {error}") from error
@@ -33,7 +33,7 @@ def convert(gguf: Path, folder: Path) -> None:
         del network.config.quantization_config
     with folder_in_making(folder) as made:
         whole = made / "model"
-        with bars_on_terminals_only():
+        with quiet_unless_on_a_terminal():
             network.to(STORED_DTYPE).save_pretrained(whole)
         tokenizer.save_pretrained(whole)
         put_in_place(whole, folder)

@@ -196,5 +196,5 @@ def test_no_room_on_disk_is_said_and_leaves_nothing(index: Path, tmp_path: Path)
     done = subprocess.run(run, capture_output=True, text=True, check=True)
 
     assert done.stdout.startswith("StoreUnavailableError the cache folder"), done
-    assert "free some space" in done.stdout
+    assert "make room there" in done.stdout
     assert unfinished(tmp_path / "cache") == []
