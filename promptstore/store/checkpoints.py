@@ -5,6 +5,7 @@ missing, stale or damaged folds the commits instead.
 """
 
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
 
 import zstandard
@@ -106,13 +107,21 @@ def read_checkpoint(objects: ObjectStore, header: StoreHeader, number: int, acce
     return state
 
 
-def _candidates(objects: ObjectStore, at_most: int | None) -> list[int]:
+def _candidates(objects: ObjectStore, at_most: int | None) -> Iterator[int]:
     """Numbers of checkpoints that may exist, newest first. The hint saves listing all the old ones."""
-    hinted = None
+    hinted = 0
     if at_most is None:
         with suppress(NotFoundError, CorruptError):
             hinted = read(objects, HINT_KEY, decode_hint)
-    listed = objects.list(CHECKPOINTS, start_after=checkpoint_key(hinted) if hinted else "")
-    numbers = {checkpoint_number(info.key) for info in listed} | {hinted}
-    known = [each for each in numbers if each is not None and (at_most is None or each <= at_most)]
-    return sorted(known, reverse=True)
+    if hinted:
+        yield from _listed(objects, checkpoint_key(hinted))
+        yield hinted
+    for number in _listed(objects, ""):
+        if number < (hinted or number + 1) and (at_most is None or number <= at_most):
+            yield number
+
+
+def _listed(objects: ObjectStore, start_after: str) -> list[int]:
+    """Numbers of the checkpoints after a key, newest first."""
+    numbers = (checkpoint_number(info.key) for info in objects.list(CHECKPOINTS, start_after=start_after))
+    return sorted((number for number in numbers if number is not None), reverse=True)

@@ -1,6 +1,7 @@
 """What this machine has seen of each store, so that a store cannot go back in time unnoticed."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from promptstore.core.fields import Fields
 from promptstore.core.state import StoreState
 from promptstore.errors import UntrustedError
 from promptstore.store.files import write_atomically
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +60,16 @@ class HeadMemory:
             )
 
     def save(self, url: str, state: StoreState) -> None:
-        """Remember `state` as seen, unless a later one is."""
+        """Remember `state` as seen, unless a later one is. A disk that takes nothing is logged and stops nobody."""
         head = Head(state.store_id, state.number, state.digest)
-        seen = _load(self._store_file(state.store_id))
-        if seen is None or seen.number < head.number:
-            _save(self._store_file(state.store_id), head)
-        if _load(self._url_file(url)) is None:
-            _save(self._url_file(url), head)
+        try:
+            seen = _load(self._store_file(state.store_id))
+            if seen is None or seen.number < head.number:
+                _save(self._store_file(state.store_id), head)
+            if _load(self._url_file(url)) is None:
+                _save(self._url_file(url), head)
+        except OSError as error:
+            _log.warning("%s: commit %d is not remembered as seen: %s", url, state.number, error)
 
     def _store_file(self, store_id: str) -> Path:
         return self._folder / f"store-{_short(store_id)}.json"
@@ -79,7 +85,7 @@ def _short(text: str) -> str:
 def _load(path: Path) -> Head | None:
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     fields = Fields(parse_json(data, str(path)), str(path))
     head = Head(fields.text("store_id"), fields.integer("number"), fields.digest("digest"))

@@ -98,8 +98,10 @@ class ScriptedObjects:
 
     def get(self, key: str) -> bytes:
         call, fault = self._begin("get", key)
-        data = self._objects.get(key)
-        self._end(call, fault)
+        try:
+            data = self._objects.get(key)
+        finally:  # "there is none" is an answer, too, and can be lost
+            self._end(call, fault)
         if fault is Fault.CORRUPT and data:
             return data[:-1] + bytes([data[-1] ^ 1])
         return data[: len(data) // 2] if fault is Fault.TRUNCATED else data
