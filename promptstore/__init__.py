@@ -3,15 +3,28 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from promptstore.client import AsyncClient, Client
     from promptstore.core.prompt import SoftPrompt
     from promptstore.core.ref import PromptRef
     from promptstore.core.task import DataSource, Label, TaskSpec
     from promptstore.store.prompt_store import PromptStore
     from promptstore.wiring import open_store
 
-__all__ = ["DataSource", "Label", "PromptRef", "PromptStore", "SoftPrompt", "TaskSpec", "open_store"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "DataSource",
+    "Label",
+    "PromptRef",
+    "PromptStore",
+    "SoftPrompt",
+    "TaskSpec",
+    "open_store",
+]
 
 _HOMES = {
+    "AsyncClient": "promptstore.client",
+    "Client": "promptstore.client",
     "DataSource": "promptstore.core.task",
     "Label": "promptstore.core.task",
     "PromptRef": "promptstore.core.ref",

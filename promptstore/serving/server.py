@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,10 +42,11 @@ def run(settings: Settings, options: ServerOptions) -> None:
     Raises:
         InvalidInputError: options that do not fit, an unknown model source.
         NotFoundError: there is no store. StoreUnavailableError: it cannot be reached at the start.
-        OSError: the port is taken.
+        OSError: the port is taken, or the address is not of this machine.
     """
     keys = _keys(settings, options)
     options.check(has_keys=bool(keys))
+    listener = _listen(options.host, options.port)
     _log_to_stderr()
     store = open_prompt_store(settings, create=False)
     model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
@@ -53,8 +55,6 @@ def run(settings: Settings, options: ServerOptions) -> None:
         app = create_app(context, limits=options.body)
         config = uvicorn.Config(
             app,
-            host=options.host,
-            port=options.port,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -63,7 +63,7 @@ def run(settings: Settings, options: ServerOptions) -> None:
             timeout_keep_alive=30,
         )
         logger.info("serving %s at http://%s:%d", model.fingerprint.name, options.host, options.port)
-        DrainingServer(config, context.lifecycle, delay_s=options.drain_delay_s).run()
+        DrainingServer(config, context.lifecycle, delay_s=options.drain_delay_s).run(sockets=[listener])
 
 
 @contextmanager
@@ -138,6 +138,11 @@ class DrainingServer(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Takes the port before the model is loaded: a taken one is known at once. No connection is accepted yet."""
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
 
 
 def _keys(settings: Settings, options: ServerOptions) -> list[ApiKey]:

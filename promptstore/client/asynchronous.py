@@ -1,0 +1,95 @@
+"""The asynchronous client. What it asks and how it tries again is `answers` and `attempts`, as for the blocking one."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import httpx
+
+from promptstore.client.answers import (
+    MODELS,
+    Asked,
+    Classification,
+    Completion,
+    Input,
+    SamplingOptions,
+    broken_off,
+    classifications,
+    classify_request,
+    complete_request,
+    completion,
+    piece_of,
+)
+from promptstore.client.attempts import DEFAULT_RETRIES, Attempts, Retries
+from promptstore.client.blocking import DEFAULT_TIMEOUT_S, DEFAULT_URL, key_header
+
+
+class AsyncClient:
+    """As `promptstore.client.Client`, for coroutines of one event loop."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retries: Retries = DEFAULT_RETRIES,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=key_header(api_key), timeout=timeout_s, transport=transport
+        )
+        self._retries = retries
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def classify(self, refs: str | Sequence[str], inputs: Input | Sequence[Input]) -> list[Classification]:
+        """Every input under every ref, inputs outermost."""
+        return classifications((await self._send(classify_request(refs, inputs))).json())
+
+    async def complete(self, ref: str, given: Input, **options: Unpack[SamplingOptions]) -> Completion:
+        """The text that continues one input under its task's template."""
+        return completion((await self._send(complete_request(ref, given, options))).json())
+
+    async def stream(self, ref: str, given: Input, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
+        """The same text, piece by piece. Asked again only before the first piece."""
+        answer = await self._send(complete_request(ref, given, options, is_stream=True), is_stream=True)
+        try:
+            async for line in answer.aiter_lines():
+                if (piece := piece_of(line)) is None:
+                    return
+                if piece:
+                    yield piece
+        except httpx.TransportError as error:
+            raise broken_off(error) from error
+        finally:
+            await answer.aclose()
+        raise broken_off(None)
+
+    async def models(self) -> list[dict[str, Any]]:
+        """The aliases that are served, as the server describes them."""
+        return list((await self._send(MODELS)).json()["data"])
+
+    async def _send(self, asked: Asked, *, is_stream: bool = False) -> httpx.Response:
+        attempts = Attempts(self._retries)
+        while True:
+            request = self._http.build_request(asked.method, asked.path, json=asked.body)
+            try:
+                answer = await self._http.send(request, stream=is_stream)
+                if answer.is_success:
+                    return answer
+                await answer.aread()
+                wait_s = attempts.wait_after_answer(answer)
+            except httpx.TransportError as error:
+                wait_s = attempts.wait_after_failure(error, request.url)
+            await asyncio.sleep(wait_s)

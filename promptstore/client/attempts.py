@@ -1,0 +1,106 @@
+"""When to ask again, and which error it is when that did not help. No I/O and no sleeping."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+
+from promptstore.errors import (
+    ConflictError,
+    CorruptError,
+    IncompatibleModelError,
+    InvalidInputError,
+    NotFoundError,
+    NotServingError,
+    OverloadedError,
+    PromptStoreError,
+    RefusedError,
+    StoreUnavailableError,
+    UntrustedError,
+)
+
+_PASSING = {408, 429, 502, 503, 504}
+_BY_CODE: dict[str, type[PromptStoreError]] = {
+    "incompatible_model": IncompatibleModelError,
+    "store_unavailable": StoreUnavailableError,
+    "corrupt": CorruptError,
+    "untrusted": UntrustedError,
+}
+_BY_STATUS: dict[int, type[PromptStoreError]] = {
+    400: InvalidInputError,
+    401: RefusedError,
+    403: RefusedError,
+    404: NotFoundError,
+    408: OverloadedError,
+    409: ConflictError,
+    413: InvalidInputError,
+    429: OverloadedError,
+    502: NotServingError,
+    503: NotServingError,
+    504: NotServingError,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often to ask a server that is busy, restarting or gone. Waits double from `first_wait_s`, with jitter."""
+
+    attempts: int = 5
+    first_wait_s: float = 0.2
+    longest_wait_s: float = 10.0
+
+    def waits(self) -> Iterator[float]:
+        """Seconds before the second attempt, the third, and so on."""
+        wait = self.first_wait_s
+        for _ in range(self.attempts - 1):
+            yield min(wait, self.longest_wait_s) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, no secret
+            wait *= 2
+
+
+NO_RETRIES = Retries(attempts=1)
+DEFAULT_RETRIES = Retries()
+
+
+class Attempts:
+    """One request's attempts: after each that failed, how long to wait before the next."""
+
+    def __init__(self, retries: Retries) -> None:
+        self._waits = retries.waits()
+
+    def wait_after_answer(self, answer: httpx.Response) -> float:
+        """Seconds to wait after an answer that is no success, at least what the server asks for.
+
+        Raises:
+            a subclass of PromptStoreError: asking again does not help, or the attempts are used up.
+        """
+        wait = next(self._waits, None) if answer.status_code in _PASSING else None
+        if wait is None:
+            raise error_of(answer)
+        asked = answer.headers.get("retry-after", "")
+        return max(wait, float(asked)) if asked.isdigit() else wait
+
+    def wait_after_failure(self, error: httpx.TransportError, url: httpx.URL) -> float:
+        """Seconds to wait after no answer at all.
+
+        Raises:
+            NotServingError: the attempts are used up.
+        """
+        wait = next(self._waits, None)
+        if wait is None:
+            what = str(error) or type(error).__name__
+            raise NotServingError(
+                f"no answer from {url}: {what}; start `promptstore serve` or name another server"
+            ) from error
+        return wait
+
+
+def error_of(answer: httpx.Response) -> PromptStoreError:
+    """The error that an answer stands for, with the server's own message."""
+    try:
+        found = answer.json()["error"]
+        message, code = str(found["message"]), str(found["code"])
+    except (ValueError, KeyError, TypeError):
+        message, code = answer.text[:200], ""
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(answer.status_code, PromptStoreError)
+    return kind(f"{answer.request.url} answered {answer.status_code}: {message}")

@@ -1,0 +1,105 @@
+"""The blocking client."""
+
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import httpx
+
+from promptstore.client.answers import (
+    MODELS,
+    Asked,
+    Classification,
+    Completion,
+    Input,
+    SamplingOptions,
+    broken_off,
+    classifications,
+    classify_request,
+    complete_request,
+    completion,
+    piece_of,
+)
+from promptstore.client.attempts import DEFAULT_RETRIES, Attempts, Retries
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+DEFAULT_TIMEOUT_S = 60.0
+
+
+class Client:
+    """Asks a server and waits for it. Many threads may share one.
+
+    transport: replaces the network, in tests.
+
+    Every method raises what the server says, as this package's errors: InvalidInputError, NotFoundError,
+    IncompatibleModelError, RefusedError (key or scope); OverloadedError and NotServingError after the last attempt.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retries: Retries = DEFAULT_RETRIES,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.Client(base_url=url, headers=key_header(api_key), timeout=timeout_s, transport=transport)
+        self._retries = retries
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def classify(self, refs: str | Sequence[str], inputs: Input | Sequence[Input]) -> list[Classification]:
+        """Every input under every ref, inputs outermost."""
+        return classifications(self._send(classify_request(refs, inputs)).json())
+
+    def complete(self, ref: str, given: Input, **options: Unpack[SamplingOptions]) -> Completion:
+        """The text that continues one input under its task's template."""
+        return completion(self._send(complete_request(ref, given, options)).json())
+
+    def stream(self, ref: str, given: Input, **options: Unpack[SamplingOptions]) -> Iterator[str]:
+        """The same text, piece by piece. Asked again only before the first piece."""
+        answer = self._send(complete_request(ref, given, options, is_stream=True), is_stream=True)
+        try:
+            for line in answer.iter_lines():
+                if (piece := piece_of(line)) is None:
+                    return
+                if piece:
+                    yield piece
+        except httpx.TransportError as error:
+            raise broken_off(error) from error
+        finally:
+            answer.close()
+        raise broken_off(None)
+
+    def models(self) -> list[dict[str, Any]]:
+        """The aliases that are served, as the server describes them."""
+        return list(self._send(MODELS).json()["data"])
+
+    def _send(self, asked: Asked, *, is_stream: bool = False) -> httpx.Response:
+        attempts = Attempts(self._retries)
+        while True:
+            request = self._http.build_request(asked.method, asked.path, json=asked.body)
+            try:
+                answer = self._http.send(request, stream=is_stream)
+                if answer.is_success:
+                    return answer
+                answer.read()
+                wait_s = attempts.wait_after_answer(answer)
+            except httpx.TransportError as error:
+                wait_s = attempts.wait_after_failure(error, request.url)
+            time.sleep(wait_s)
+
+
+def key_header(api_key: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}

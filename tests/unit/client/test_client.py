@@ -1,0 +1,183 @@
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from promptstore.client import AsyncClient, Client, Retries
+from promptstore.errors import (
+    IncompatibleModelError,
+    InvalidInputError,
+    NotFoundError,
+    NotServingError,
+    OverloadedError,
+    PromptStoreError,
+    RefusedError,
+)
+from promptstore.serving.access import ApiKey, digest_key
+from promptstore.testing.served import LiveServer, live_server, store_of
+from promptstore.testing.tiny_models import tiny_llama
+
+QUICK = Retries(attempts=3, first_wait_s=0.001)
+LABELLED = {
+    "index": 0,
+    "task": "t",
+    "version": 1,
+    "digest": "sha256:00",
+    "alias": None,
+    "label": "pos",
+    "probabilities": {"pos": 1.0},
+    "is_truncated": False,
+    "added_later": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LiveServer]:
+    model = tiny_llama()
+    keys = [ApiKey("tests", digest_key("secret"), frozenset({"infer"}))]
+    with live_server(store_of(model), model, keys=keys) as live:
+        yield live
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[Client]:
+    with Client(server.url, api_key="secret", retries=QUICK) as found:
+        yield found
+
+
+def _scripted(*answers: httpx.Response | Exception) -> tuple[Client, list[httpx.Request]]:
+    """A client whose server gives these answers, one by one."""
+    asked: list[httpx.Request] = []
+    left = iter(answers)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        found = next(left)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return Client(retries=QUICK, transport=httpx.MockTransport(answer)), asked
+
+
+def _failure(status: int, code: str = "", **headers: str) -> httpx.Response:
+    return httpx.Response(status, json={"error": {"message": "because", "code": code}}, headers=headers)
+
+
+def test_classify_gives_values_in_order(client: Client) -> None:
+    found = client.classify(["sentiment", "topic"], ["a great film", "sport"])
+    assert [(each.index, each.task) for each in found] == [
+        (0, "sentiment"),
+        (0, "topic"),
+        (1, "sentiment"),
+        (1, "topic"),
+    ]
+    assert all(each.alias == "production" and each.version == 1 for each in found)
+    assert all(sum(each.probabilities.values()) == pytest.approx(1.0) for each in found)
+
+
+def test_fields_are_sent_by_name(client: Client) -> None:
+    (found,) = client.classify("entailment:1", {"premise": "it rains", "hypothesis": "it is wet"})
+    assert (found.task, found.alias) == ("entailment", None)
+
+
+def test_a_stream_gives_the_pieces_of_the_completion(client: Client) -> None:
+    whole = client.complete("answer", "who ?", max_tokens=6)
+    pieces = list(client.stream("answer", {"question": "who ?"}, max_tokens=6))
+    assert "".join(pieces) == whole.text
+    assert len(pieces) > 1
+    assert whole.reason == "length"
+
+
+def test_models_are_listed(client: Client) -> None:
+    assert [each["id"] for each in client.models()] == ["answer", "entailment", "sentiment", "topic"]
+
+
+def test_the_asynchronous_client_does_the_same(server: LiveServer, client: Client) -> None:
+    async def ask() -> tuple[object, ...]:
+        async with AsyncClient(server.url, api_key="secret") as other:
+            return (
+                await other.classify("sentiment", ["a", "b"]),
+                await other.complete("answer", "who ?", max_tokens=4),
+                [piece async for piece in other.stream("answer", "who ?", max_tokens=4)],
+                await other.models(),
+            )
+
+    assert asyncio.run(ask()) == (
+        client.classify("sentiment", ["a", "b"]),
+        client.complete("answer", "who ?", max_tokens=4),
+        list(client.stream("answer", "who ?", max_tokens=4)),
+        client.models(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind"),
+    [
+        (lambda client: client.classify("nothing", "x"), NotFoundError),
+        (lambda client: client.classify("NOTHING", "x"), InvalidInputError),
+        (lambda client: client.classify("answer", "x"), InvalidInputError),
+        (lambda client: list(client.stream("nothing", "x")), NotFoundError),
+    ],
+)
+def test_the_servers_errors_are_this_packages_errors(
+    client: Client, ask: Callable[[Client], object], kind: type[PromptStoreError]
+) -> None:
+    with pytest.raises(kind):
+        ask(client)
+
+
+def test_a_wrong_key_is_refused_at_once(server: LiveServer) -> None:
+    with Client(server.url, api_key="wrong") as client, pytest.raises(RefusedError, match="401"):
+        client.models()
+
+
+@pytest.mark.parametrize(
+    "passing", [_failure(429), _failure(503), httpx.ConnectError("refused"), httpx.ReadTimeout("")]
+)
+def test_a_passing_failure_is_asked_again(passing: httpx.Response | Exception) -> None:
+    client, asked = _scripted(passing, httpx.Response(200, json={"results": [LABELLED]}))
+    assert client.classify("t", "x")[0].label == "pos"
+    assert len(asked) == 2
+    assert json.loads(asked[0].content) == json.loads(asked[1].content)
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [
+        ([_failure(429, "overloaded")] * 3, OverloadedError),
+        ([_failure(503, "not_serving")] * 3, NotServingError),
+        ([httpx.ConnectError("refused")] * 3, NotServingError),
+        ([_failure(409, "incompatible_model")], IncompatibleModelError),
+        ([_failure(400)], InvalidInputError),
+        ([_failure(500)], PromptStoreError),
+        ([httpx.Response(418, text="a teapot")], PromptStoreError),
+    ],
+)
+def test_what_does_not_pass_is_raised_after_as_many_attempts_as_make_sense(
+    answers: list[httpx.Response | Exception], kind: type[PromptStoreError]
+) -> None:
+    client, asked = _scripted(*answers)
+    with pytest.raises(kind):
+        client.classify("t", "x")
+    assert len(asked) == len(answers)
+
+
+def test_the_server_may_ask_for_a_longer_wait() -> None:
+    from promptstore.client.attempts import Attempts
+
+    answer = _failure(429, **{"retry-after": "7"})
+    answer.request = httpx.Request("GET", "http://test")
+    assert Attempts(QUICK).wait_after_answer(answer) == 7.0
+
+
+@pytest.mark.parametrize("end", ['data: {"error": {"message": "gone"}}\n\n', ""])
+def test_a_stream_that_breaks_off_is_an_error_not_a_short_answer(end: str) -> None:
+    lines = 'data: {"choices": [{"text": "so far"}]}\n\n' + end
+    client, _ = _scripted(httpx.Response(200, text=lines))
+    stream = client.stream("t", "x")
+    assert next(stream) == "so far"
+    with pytest.raises(NotServingError, match="broke off"):
+        next(stream)
