@@ -1,0 +1,130 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from promptstore.errors import InvalidInputError
+from promptstore.lm.frozen import FrozenModel
+from promptstore.serving.access import Access, ApiKey, digest_key, new_key, read_keys
+from promptstore.serving.failures import RequestRefusedError
+from promptstore.serving.options import ServerOptions
+from promptstore.testing.served import live_server, store_of
+
+INFER = ApiKey("infer", digest_key("infer-key"), frozenset({"infer"}))
+ADMIN = ApiKey("admin", digest_key("admin-key"), frozenset({"infer", "admin"}))
+
+
+@pytest.fixture(scope="module")
+def client(model: FrozenModel) -> Iterator[httpx.Client]:
+    with live_server(store_of(model), model, keys=[INFER, ADMIN]) as live, httpx.Client(base_url=live.url) as found:
+        yield found
+
+
+def _status(client: httpx.Client, method: str, path: str, key: str | None) -> int:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    body = {"model": "sentiment", "input": "x"} if method == "POST" else None
+    return client.request(method, path, json=body, headers=headers).status_code
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "without", "infer", "admin"),
+    [
+        ("POST", "/v1/classify", 401, 200, 200),
+        ("GET", "/v1/models", 401, 200, 200),
+        ("GET", "/v1/models/sentiment", 401, 200, 200),
+        ("GET", "/console/state", 401, 200, 200),
+        ("GET", "/metrics", 401, 403, 200),
+        ("POST", "/admin/refresh", 401, 403, 200),
+        ("GET", "/healthz", 200, 200, 200),
+        ("GET", "/readyz", 200, 200, 200),
+        ("GET", "/console/", 200, 200, 200),
+    ],
+)
+def test_every_route_asks_for_its_scope(
+    client: httpx.Client, method: str, path: str, without: int, infer: int, admin: int
+) -> None:
+    found = [_status(client, method, path, key) for key in (None, "infer-key", "admin-key")]
+    assert found == [without, infer, admin]
+    assert _status(client, method, path, "unknown") == without
+
+
+def test_a_refusal_says_how_to_authenticate_and_does_no_work(client: httpx.Client) -> None:
+    answer = client.post("/v1/classify", content=b"{", headers={"authorization": "Basic abc"})
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["error"]["type"] == "authentication_error"
+
+
+def test_without_keys_everybody_may_ask() -> None:
+    assert Access().admit(None, "10.0.0.1", "admin").name == "anonymous"
+
+
+def test_a_key_has_a_bucket_of_its_own_that_refills() -> None:
+    now = [0.0]
+    key = ApiKey("slow", digest_key("slow"), frozenset({"infer"}), requests_per_minute=6)
+    access = Access([key, INFER], clock=lambda: now[0])
+
+    def admitted(given: str) -> bool:
+        try:
+            access.admit(f"Bearer {given}", "10.0.0.1", "infer")
+        except RequestRefusedError as refused:
+            return refused.status != 429
+        return True
+
+    assert [admitted("slow") for _ in range(8)] == [True] * 6 + [False] * 2
+    assert all(admitted("infer-key") for _ in range(20))
+    now[0] = 10.0
+    assert [admitted("slow"), admitted("slow")] == [True, False]
+    now[0] = -5.0
+    assert admitted("slow") is False
+
+
+def test_strangers_are_bounded_by_address() -> None:
+    access = Access(anonymous_per_minute=2, clock=lambda: 0.0)
+    for _ in range(2):
+        access.admit(None, "10.0.0.1", "infer")
+    with pytest.raises(RequestRefusedError):
+        access.admit(None, "10.0.0.1", "infer")
+    access.admit(None, "10.0.0.2", "infer")
+
+
+def test_keys_are_read_from_a_file_that_holds_only_digests(tmp_path: Path) -> None:
+    key = new_key()
+    path = tmp_path / "keys.toml"
+    path.write_text(f'[[key]]\nname = "a"\nsha256 = "{digest_key(key)}"\nscopes = ["infer"]\nrequests_per_minute = 5\n')
+    (found,) = read_keys(path)
+    assert found == ApiKey("a", digest_key(key), frozenset({"infer"}), 5)
+    assert Access([found]).admit(f"Bearer {key}", "", "infer") is found
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "expected"),
+        ("[[key]\n", "keys.toml"),
+        ('[[key]]\nname = "a"\n', "key 1"),
+        (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["all"]\n', "scopes"),
+        ('[[key]]\nname = "a"\nsha256 = "secret"\nscopes = ["infer"]\n', "SHA-256"),
+        (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["infer"]\nrequests_per_minute = 0\n', "from 1"),
+        (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["infer"]\nrate = 1\n', "key 1"),
+    ],
+)
+def test_a_key_file_that_is_wrong_says_where(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidInputError, match=says):
+        read_keys(path)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "server.example"])
+def test_strangers_are_not_let_in_by_accident(host: str) -> None:
+    with pytest.raises(InvalidInputError, match="--api-keys"):
+        ServerOptions(host=host).check(has_keys=False)
+    ServerOptions(host=host).check(has_keys=True)
+    ServerOptions(host=host, allow_anonymous=True).check(has_keys=False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_on_loopback_no_key_is_needed(host: str) -> None:
+    ServerOptions(host=host).check(has_keys=False)

@@ -1,0 +1,169 @@
+"""What a request may cost, and what is said about it."""
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from promptstore.lm.frozen import FrozenModel
+from promptstore.runtime.scheduler import SchedulerLimits
+from promptstore.serving.middleware import BodyLimits, JsonFormatter
+from promptstore.serving.options import ServerOptions
+from promptstore.testing.served import LiveServer, live_server, store_of
+
+SMALL = BodyLimits(body_bytes=10_000, receive_s=0.3)
+ASK = {"model": "sentiment", "input": "x"}
+
+
+@pytest.fixture(scope="module")
+def bounded(model: FrozenModel) -> Iterator[LiveServer]:
+    options = ServerOptions(poll_s=60, scheduler=SchedulerLimits(queued=8, wait_s=0.0))
+    with live_server(store_of(model), model, options, body=SMALL) as live:
+        yield live
+
+
+def _raw(live: LiveServer, data: bytes, *, wait_s: float = 5.0) -> bytes:
+    """Sends bytes as they are and reads until the server closes or falls silent."""
+    host, _, port = live.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=wait_s) as connection:
+        connection.sendall(data)
+        received = b""
+        try:
+            while part := connection.recv(65536):
+                received += part
+                if b'"error"' in received:
+                    break
+        except TimeoutError:
+            pass
+        return received
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(bounded: LiveServer) -> None:
+    head = (
+        b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10485760\r\n\r\n"
+    )
+    answer = _raw(bounded, head)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"body_too_large" in answer
+
+
+def test_a_body_that_turns_out_too_large_is_refused_while_it_arrives(bounded: LiveServer) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(1000):
+            yield b" " * 1000
+
+    answer = httpx.post(f"{bounded.url}/v1/classify", content=endless())
+    assert answer.status_code == 413
+
+
+def test_a_body_that_arrives_too_slowly_is_given_up(bounded: LiveServer) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{"
+    answer = _raw(bounded, head)
+    assert answer.startswith(b"HTTP/1.1 408")
+
+
+def test_a_full_queue_answers_429_at_once_and_the_rest_is_answered(bounded: LiveServer) -> None:
+    # The engine is held, so that what is sent piles up; then it goes on.
+    hold = threading.Event()
+    bounded.context.scheduler.call(lambda: hold.wait(10))
+    with ThreadPoolExecutor(20) as pool, httpx.Client(base_url=bounded.url, timeout=30) as client:
+        asked = [pool.submit(client.post, "/v1/classify", json=ASK) for _ in range(20)]
+        deadline = time.monotonic() + 10
+        while sum(each.done() for each in asked) < 12 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        hold.set()
+        answers = [each.result() for each in asked]
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [200] * 8 + [429] * 12
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["code"] == "overloaded"
+
+
+def test_a_request_of_more_texts_than_the_queue_takes_is_refused_whole(bounded: LiveServer) -> None:
+    answer = httpx.post(f"{bounded.url}/v1/classify", json={**ASK, "input": ["x"] * 9})
+    assert answer.status_code == 429
+    assert bounded.context.scheduler.queued == 0
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_stream_frees_its_place(bounded: LiveServer) -> None:
+    body = {"model": "answer", "prompt": "who ?", "max_tokens": 400, "stream": True}
+    with (
+        httpx.Client(base_url=bounded.url) as client,
+        client.stream("POST", "/v1/completions", json=body) as answer,
+    ):
+        assert answer.status_code == 200
+        next(answer.iter_lines())
+    deadline = time.monotonic() + 5
+    while bounded.context.scheduler.running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert bounded.context.scheduler.running == 0
+    assert sum(entry.holds for entry in bounded.context.bank._entries.values()) == 0
+
+
+def test_a_request_keeps_the_id_it_came_with_and_gets_one_otherwise(client: httpx.Client) -> None:
+    assert client.get("/healthz", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    made = [client.get("/healthz", headers=given).headers["x-request-id"] for given in ({}, {"x-request-id": "a b"})]
+    assert made[0] != made[1]
+    assert all(len(each) == 16 for each in made)
+
+
+def test_every_request_leaves_one_structured_line(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="promptstore.access"):
+        client.post("/v1/classify", json=ASK, headers={"x-request-id": "line-1"})
+        deadline = time.monotonic() + 5
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.01)
+    (record,) = [each for each in caplog.records if each.name == "promptstore.access"]
+    line = json.loads(JsonFormatter().format(record))
+    assert line["request_id"] == "line-1"
+    assert (line["status"], line["path"], line["version"]) == (200, "/v1/classify", "sentiment:1")
+    assert line["at"].endswith("Z")
+
+
+def test_an_unforeseen_failure_is_a_500_that_tells_strangers_nothing(model: FrozenModel) -> None:
+    with live_server(store_of(model), model) as live:
+        live.context.service.resolver = None  # type: ignore[assignment]
+        answer = httpx.post(f"{live.url}/v1/classify", json=ASK)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal"
+    assert "NoneType" not in answer.text
+
+
+def test_metrics_count_requests_inputs_versions_and_refusals(bounded: LiveServer) -> None:
+    httpx.post(f"{bounded.url}/v1/classify", json=ASK)
+    httpx.post(f"{bounded.url}/v1/completions", json={"model": "answer", "prompt": "x", "max_tokens": 3})
+    httpx.post(f"{bounded.url}/v1/classify", content=b"x" * 20_000)
+    text = httpx.get(f"{bounded.url}/metrics").text
+    found = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
+    assert found['promptstore_inputs_total{outcome="ok",task="sentiment",version="1"}'] >= 1
+    assert found['promptstore_tokens_total{direction="written",task="answer"}'] >= 3
+    assert found['promptstore_requests_refused_total{reason="body_too_large"}'] >= 1
+    assert found['promptstore_http_requests_total{route="/v1/classify",status="200"}'] >= 1
+    assert found['promptstore_bank_lookups_total{place="device"}'] >= 1
+    assert found["promptstore_queued_inputs"] == 0
+    assert found['promptstore_alias_version{alias="production",task="sentiment"}'] == 1
+
+
+def test_readiness_turns_as_soon_as_the_server_drains_and_health_does_not(model: FrozenModel) -> None:
+    with live_server(store_of(model), model) as live:
+        assert httpx.get(f"{live.url}/readyz").status_code == 200
+        live.context.lifecycle.is_draining = True
+        answer = httpx.get(f"{live.url}/readyz")
+        assert (answer.status_code, answer.json()["status"]) == (503, "draining")
+        assert httpx.get(f"{live.url}/healthz").status_code == 200
+        assert httpx.post(f"{live.url}/v1/classify", json=ASK).status_code == 200
+
+
+def test_health_fails_when_the_engines_thread_has_ended(model: FrozenModel) -> None:
+    with live_server(store_of(model), model) as live:
+        live.context.scheduler.close()
+        assert httpx.get(f"{live.url}/healthz").status_code == 503
+        assert httpx.get(f"{live.url}/readyz").status_code == 503
+        assert httpx.post(f"{live.url}/v1/classify", json=ASK).status_code == 503
