@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from promptstore.cli import assets, care, catalog, keys, serve, store, task
+from promptstore.cli import assets, care, catalog, keys, serve, store, task, tune
 from promptstore.cli.demo import command as demo
 from promptstore.cli.options import JsonOption, ModelOption, StoreOption
 from promptstore.cli.output import emit
@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Tune, understand, version, promote and serve soft prompts, correct in any batch.",
 )
 app.add_typer(demo.app)
+app.add_typer(tune.app)
 app.add_typer(store.app)
 app.add_typer(care.app)
 app.add_typer(serve.app)

@@ -7,7 +7,7 @@ import typer
 
 from promptstore.cli.options import JsonOption, ModelOption, StoreOption
 from promptstore.cli.output import emit
-from promptstore.errors import InvalidInputError, PromptStoreError, StoreUnavailableError
+from promptstore.errors import InvalidInputError
 
 app = typer.Typer()
 
@@ -54,25 +54,20 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a running server for the label of each text."""
-    import httpx
-
+    from promptstore.client import Client
     from promptstore.settings import load_settings
 
     settings = load_settings(server_url=server)
-    headers = {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}
-    try:
-        answer = httpx.post(
-            f"{settings.server_url.rstrip('/')}/v1/classify",
-            json={"model": ref, "input": texts},
-            headers=headers,
-            timeout=60,
-        )
-    except httpx.HTTPError as error:
-        raise StoreUnavailableError(
-            f"no answer from {settings.server_url}: {error}; start `promptstore serve` or give --server"
-        ) from error
-    if answer.status_code != httpx.codes.OK:
-        raise PromptStoreError(f"{settings.server_url} answered {answer.status_code}: {answer.text}")
-    columns = ("label", "probability", "version", "text")
-    rows = [{**result, "text": text} for result, text in zip(answer.json()["results"], texts, strict=True)]
-    emit(rows, as_json=as_json, columns=columns)
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    with Client(settings.server_url, api_key=key) as client:
+        rows = [
+            {
+                "label": answer.label,
+                "probability": round(answer.probabilities[answer.label], 4),
+                "version": f"{answer.task}:{answer.version}",
+                "digest": answer.digest,
+                "text": texts[answer.index],
+            }
+            for answer in client.classify(ref, texts)
+        ]
+    emit(rows, as_json=as_json, columns=("label", "probability", "version", "text"))

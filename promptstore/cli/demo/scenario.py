@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from promptstore.cli.demo.flows import FlowRunner
 from promptstore.cli.demo.place import DemoPlace
 from promptstore.cli.demo.processes import ChildProcess, free_port
 from promptstore.cli.demo.report import DemoReport, TaskResult
 from promptstore.cli.demo.traffic import Traffic
 from promptstore.cli.output import note
+from promptstore.client import Classification, Client
 from promptstore.errors import PromptStoreError
 from promptstore.lm.assets import fetch_assets
 from promptstore.settings import load_settings
@@ -59,7 +58,8 @@ def run_demo(folder: Path, *, quick: bool, model: str | None) -> DemoReport:
             _promote(flows, f"promote-{task['task']}", task["version"], file, "first version of the demo")
         with _server(place, environment) as url:
             note(f"3/5 serve at {url}: both tasks in one batch")
-            _print_answers(_classify(url, [task["task"] for task in tuned], TEXTS))
+            with Client(url) as client:
+                _print_answers(client.classify([task["task"] for task in tuned], TEXTS))
             note(f"4/5 tune, gate and promote a second version of {SWITCHED_TASK} while requests are in flight")
             file = next(path for path in task_files if path.stem == SWITCHED_TASK)
             before = next(task["version"] for task in tuned if task["task"] == SWITCHED_TASK)
@@ -114,18 +114,10 @@ def _promote(flows: FlowRunner, label: str, version: str, file: Path, reason: st
     flows.run("promote", label, {"ref": version, "task_file": str(file), "reason": reason})
 
 
-def _classify(url: str, tasks: Sequence[str], texts: Sequence[str]) -> list[dict[str, Any]]:
-    answer = httpx.post(f"{url}/v1/classify", json={"model": list(tasks), "input": list(texts)}, timeout=60)
-    if answer.status_code != httpx.codes.OK:
-        raise PromptStoreError(f"the server answered {answer.status_code}: {answer.text}")
-    results: list[dict[str, Any]] = answer.json()["results"]
-    return results
-
-
-def _print_answers(results: Sequence[dict[str, Any]]) -> None:
-    for result in results:
-        certainty = max(result["probabilities"].values())
-        note(f"    {result['version']:12} {result['label']:10} {certainty:.2f}  {TEXTS[result['index']]}")
+def _print_answers(answers: Sequence[Classification]) -> None:
+    for answer in answers:
+        version = f"{answer.task}:{answer.version}"
+        note(f"    {version:12} {answer.label:10} {answer.probabilities[answer.label]:.2f}  {TEXTS[answer.index]}")
 
 
 def _result(task: dict[str, Any]) -> TaskResult:

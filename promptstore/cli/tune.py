@@ -1,0 +1,104 @@
+"""Commands that fit prompts and judge them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from promptstore.cli.options import AliasOption, JsonOption, ModelOption, RefArgument, StoreOption, TaskFilesArgument
+from promptstore.cli.output import emit, emit_one
+from promptstore.core.ref import DEFAULT_ALIAS
+from promptstore.errors import InvalidInputError, PromptStoreError, RefusedError
+
+if TYPE_CHECKING:
+    from promptstore.tuning.job_result import TunedTask
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel="Tune")
+def tune(
+    tasks: TaskFilesArgument,
+    settings_of_fit: Annotated[
+        list[str] | None, typer.Option("--set", help="As in steps=400 or learning_rate=0.1; repeat for more.")
+    ] = None,
+    job: Annotated[str | None, typer.Option(help="Name of this work: repeated under the same name it goes on.")] = None,
+    model: ModelOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit one prompt per task, together on one frozen model; evaluate, log to MLflow, publish."""
+    import secrets
+
+    from promptstore.settings import load_settings
+    from promptstore.tuning.job_open import run_tune_job
+    from promptstore.wiring import open_prompt_store
+
+    settings = load_settings(store=store, model=model)
+    result = run_tune_job(
+        [str(task) for task in tasks],
+        job=job or f"cli-{secrets.token_hex(6)}",
+        settings=settings,
+        store=open_prompt_store(settings),
+        overrides=_overrides(settings_of_fit or ()),
+    )
+    columns = ("task", "untuned", "tuned", "version", "digest", "seconds", "failure")
+    emit([_row(each) for each in result.tasks], as_json=as_json, columns=columns)
+    if result.failures:
+        raise PromptStoreError("; ".join(result.failures))
+
+
+@app.command(rich_help_panel="Tune")
+def gate(
+    ref: RefArgument,
+    task_file: Annotated[
+        Path | None,
+        typer.Option("--task", help="Task file with the held-out rows; the manifest's source if not given."),
+    ] = None,
+    alias: AliasOption = DEFAULT_ALIAS,
+    minimum: Annotated[float | None, typer.Option(help="The task's metric must reach this.")] = None,
+    model: ModelOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a version with what the alias points at, on the same held-out rows; the verdict goes into the log."""
+    from promptstore.settings import load_settings
+    from promptstore.tuning.gate import GatePolicy
+    from promptstore.tuning.job_open import run_gate_job
+    from promptstore.wiring import open_prompt_store
+
+    settings = load_settings(store=store, model=model)
+    outcome = run_gate_job(
+        ref,
+        settings=settings,
+        store=open_prompt_store(settings, create=False),
+        alias=alias,
+        task_file=str(task_file) if task_file else None,
+        policy=GatePolicy(minimum=minimum),
+    )
+    facts = {"version": str(outcome.ref), "alias": outcome.alias, "against": outcome.against}
+    emit_one({**facts, **outcome.verdict.to_json()}, str(outcome), as_json=as_json)
+    if not outcome.has_passed:
+        raise RefusedError(f"{ref} did not pass the gate; {alias} was not moved")
+
+
+def _row(task: "TunedTask") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(task)
+
+
+def _overrides(given: "list[str] | tuple[()]") -> dict[str, Any]:
+    """`name=value` pairs; a value is what TOML would read, or text."""
+    import tomllib
+
+    overrides: dict[str, Any] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise InvalidInputError(f"--set {text!r}: expected name=value, as in steps=400")
+        try:
+            overrides[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[name] = value
+    return overrides
