@@ -5,8 +5,10 @@ import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,7 +112,7 @@ def test_bfloat16_is_read_as_torch_reads_it(tmp_path: Path) -> None:
     assert import_prompt(tmp_path / "b.safetensors", MODEL).embeddings.tolist() == values.float().tolist()
 
 
-def _adapter(folder: Path, config: object, **tensors: np.ndarray) -> Path:  # type: ignore[type-arg]
+def _adapter(folder: Path, config: object, **tensors: npt.NDArray[Any]) -> Path:
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors")

@@ -3,13 +3,15 @@
 import random
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from promptstore.core.commit import Commit
 from promptstore.core.digest import sha256_hex
-from promptstore.core.operation import Publish
+from promptstore.core.operation import Operation, Publish
+from promptstore.core.state import StoreState
 from promptstore.objects.memory import MemoryObjectStore
 from promptstore.store.checkpoints import encode_checkpoint
 from promptstore.store.copy import copy_store
@@ -152,10 +154,14 @@ def test_a_manifest_that_does_not_fit_its_payload_is_found(objects: MemoryObject
     ):
         objects.put(str(BlobKey("manifest", wrong.digest)), wrong.to_bytes())
         number = len(prompts.refresh().task("sst2").versions) + 1
-        operation = Publish("sst2", number, wrong.digest, version.payload)
-        prompts.ledger.commit(lambda _, operation=operation: [operation], reason="")
+        operation: Operation = Publish("sst2", number, wrong.digest, version.payload)
+        prompts.ledger.commit(partial(_just, operation), reason="")
         assert str(BlobKey("manifest", wrong.digest)) in {problem.key for problem in verify(objects).problems}
     assert len(verify(objects).problems) == 3
+
+
+def _just(operation: Operation, _: StoreState) -> list[Operation]:
+    return [operation]
 
 
 def test_unsigned_commits_are_problems_to_those_who_trust_keys(objects: MemoryObjectStore) -> None:
