@@ -48,7 +48,7 @@ def check(
     """Explain what is wrong with task files and their data, row and field named."""
     from promptstore.cli.models import open_base_model
     from promptstore.lm.encoding import TaskEncoder
-    from promptstore.tuning.data import load_task_rows
+    from promptstore.tuning.data import load_rows
     from promptstore.tuning.task_check import check_task
     from promptstore.tuning.task_file import read_task
 
@@ -56,12 +56,10 @@ def check(
     findings = []
     for path in paths:
         spec = read_task(path)
-        train, validation = load_task_rows(spec)
+        # All fields, so that one which is missing is a finding like any other.
+        splits = {"train": load_rows(spec.data.train), "validation": load_rows(spec.data.validation)}
         encoder = TaskEncoder(spec, base) if base is not None else None
-        findings += [
-            {"task": spec.name, **each.to_json()}
-            for each in check_task(spec, {"train": train, "validation": validation}, encoder)
-        ]
+        findings += [{"task": spec.name, **each.to_json()} for each in check_task(spec, splits, encoder)]
     emit(findings, as_json=as_json)
     errors = sum(each["severity"] == "error" for each in findings)
     if errors:

@@ -58,8 +58,9 @@ def _raw_rows(source: str, settings: StoreSettings | None) -> Iterator[RawRow]:
 
 def _read_bytes(source: str, settings: StoreSettings | None) -> bytes:
     if "://" in source:
-        folder, _, key = source.rpartition("/")
-        return open_object_store(folder, settings or load_settings()).get(key)
+        kind, _, place = source.partition("://")
+        bucket, _, key = place.partition("/")
+        return open_object_store(f"{kind}://{bucket}", settings or load_settings()).get(key)
     path = Path(source).expanduser()
     try:
         return path.read_bytes()

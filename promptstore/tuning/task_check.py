@@ -8,6 +8,8 @@ from typing import Any, Literal
 from promptstore.core.task import TaskSpec
 from promptstore.errors import InvalidInputError
 from promptstore.lm.encoding import TaskEncoder
+from promptstore.tuning.config import TuneConfig
+from promptstore.tuning.metrics import main_metric
 from promptstore.tuning.rows import Row, Rows
 
 SHOWN_ROWS = 5
@@ -38,7 +40,7 @@ def check_task(task: TaskSpec, splits: Mapping[str, Rows], encoder: TaskEncoder 
 
     splits: `train` and `validation`. encoder: without one, what depends on the model's tokenizer is not checked.
     """
-    findings: list[Finding] = []
+    findings = list(_check_settings(task))
     for split, rows in splits.items():
         if not rows:
             findings.append(Finding("error", f"{rows.source} has no rows", split))
@@ -52,6 +54,18 @@ def check_task(task: TaskSpec, splits: Mapping[str, Rows], encoder: TaskEncoder 
     if encoder is not None:
         findings += _check_model(task, splits, encoder, has_errors=any(each.severity == "error" for each in findings))
     return findings
+
+
+def _check_settings(task: TaskSpec) -> Iterator[Finding]:
+    checks: Mapping[str, Callable[[], object]] = {
+        "metric": lambda: main_metric(task.kind, task.metric),
+        "tuning": lambda: TuneConfig.from_mapping(task.tuning),
+    }
+    for field, check in checks.items():
+        try:
+            check()
+        except InvalidInputError as error:
+            yield Finding("error", str(error), field=field)
 
 
 def _check_fields(task: TaskSpec, split: str, rows: Rows) -> Iterator[Finding]:
