@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
-DatasetContext = Literal["train", "validation"]
+DatasetContext = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True, slots=True)

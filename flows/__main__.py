@@ -1,0 +1,111 @@
+"""Run a flow in this process, against the Prefect server that PREFECT_API_URL names.
+
+    python -m flows tune --parameters FILE.json [--result FILE.json]
+    python -m flows server --home FOLDER --port PORT
+
+Exit code 0 if it did what was asked, 1 if not (the last line on standard error says why), 2 for a usage error.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
+
+from flows.environment import QUIET_FLOWS, server_environment
+from promptstore.errors import InvalidInputError, PromptStoreError
+from promptstore.store.files import write_atomically
+
+# Each flow's module and parameters. Imported when asked for: Prefect and torch take seconds.
+FLOWS: Mapping[str, tuple[str, str]] = {
+    "tune": ("flows.tune", "TuneParameters"),
+    "promote": ("flows.promote", "PromoteParameters"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    if given.command == "server":
+        start_server(given.home, given.port)
+    try:
+        run_flow(given.command, given.parameters, given.result)
+    except KeyboardInterrupt:
+        return _say("interrupted; run it again under the same job name to go on", 130)
+    except Exception as error:  # noqa: BLE001 - the boundary of the program
+        return _say(_one_line(error), 1)
+    return 0
+
+
+def run_flow(name: str, parameters_file: Path, result_file: Path | None) -> None:
+    """Run one flow to its end; its result, failures of single tasks included, goes to `result_file` as JSON.
+
+    Raises:
+        PromptStoreError: what stopped it, or what failed for single tasks while the others went on.
+    """
+    parameters = _parameters(name, parameters_file)
+    for variable, value in QUIET_FLOWS.items():
+        os.environ.setdefault(variable, value)
+    flow: Callable[[BaseModel], Any] = getattr(import_module(FLOWS[name][0]), name)
+    result = flow(parameters)
+    if result_file is not None:
+        write_atomically(result_file, json.dumps(_plain(result), indent=2, default=str).encode() + b"\n")
+    if failures := getattr(result, "failures", ()):
+        raise PromptStoreError("; ".join(failures))
+
+
+def start_server(home: Path, port: int) -> NoReturn:
+    """Become a Prefect server for this machine alone, quiet and private; it keeps everything in `home`."""
+    home.mkdir(parents=True, exist_ok=True)
+    arguments = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    os.execve(sys.executable, arguments, {**os.environ, **server_environment(home, port)})  # noqa: S606 - no shell wanted
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m flows", description="Run a flow in this process.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in FLOWS:
+        command = commands.add_parser(name)
+        command.add_argument("--parameters", type=Path, required=True, metavar="FILE", help="JSON object")
+        command.add_argument("--result", type=Path, metavar="FILE", help="where the result goes, as JSON")
+    server = commands.add_parser("server", help="a Prefect server for this machine alone")
+    server.add_argument("--home", type=Path, required=True, metavar="FOLDER")
+    server.add_argument("--port", type=int, default=4200)
+    return parser
+
+
+def _parameters(flow: str, file: Path) -> BaseModel:
+    model: type[BaseModel] = getattr(import_module("flows.parameters"), FLOWS[flow][1])
+    try:
+        return model.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise InvalidInputError(f"--parameters {file}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InvalidInputError(f"--parameters {file}: {place}: {first['msg']}") from error
+
+
+def _plain(result: Any) -> Any:
+    if isinstance(result, BaseModel):
+        return result.model_dump(mode="json")
+    return asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, PromptStoreError) else f"{type(error).__name__}: {text}"
+
+
+def _say(message: str, code: int) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

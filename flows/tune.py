@@ -1,0 +1,28 @@
+"""The flow that tunes: one job, one model, any number of prompts fitted together."""
+
+from prefect import flow, task
+from prefect.runtime import flow_run
+
+from flows.parameters import TuneParameters
+from flows.report import report_tuning
+from flows.retrying import is_passing
+from promptstore.settings import load_settings
+from promptstore.tuning.job_open import run_tune_job
+from promptstore.tuning.job_result import JobResult
+from promptstore.wiring import open_prompt_store
+
+
+@flow(name="tune", flow_run_name="tune {parameters.tasks}")
+def tune(parameters: TuneParameters) -> JobResult:
+    """Fit, judge, log and publish prompts for the named tasks. A repeated run publishes nothing twice."""
+    result = tune_on_device(parameters, parameters.job or str(flow_run.get_id()))
+    report_tuning(result, load_settings().mlflow_uri)
+    return result
+
+
+@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
+def tune_on_device(parameters: TuneParameters, job: str) -> JobResult:
+    """All of the work that needs the model. What an earlier try finished is found again, not done again."""
+    settings = load_settings(model=parameters.model)
+    store = open_prompt_store(settings)
+    return run_tune_job(parameters.tasks, job=job, settings=settings, store=store, overrides=parameters.overrides)

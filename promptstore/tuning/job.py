@@ -1,0 +1,211 @@
+"""Tasks tuned end to end: rows, baseline, fit, judgement, log, version. Repeating a job goes on where it was."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from promptstore.core.manifest import Provenance
+from promptstore.core.prompt import SoftPrompt
+from promptstore.core.state import PromptVersion
+from promptstore.core.task import TaskSpec
+from promptstore.errors import CommitOutcomeUnknownError, NotFoundError, StoreUnavailableError
+from promptstore.lm.frozen import FrozenModel
+from promptstore.settings import Settings
+from promptstore.store.payload import decode_payload, encode_payload
+from promptstore.store.prompt_store import PromptStore
+from promptstore.tracking.port import RunStatus, Tracker
+from promptstore.tuning.evaluate import EvaluationCase, evaluate, evaluate_all
+from promptstore.tuning.events import FitFinished, FitResult, Notice, StepReport, ValidationReport
+from promptstore.tuning.fit import fit
+from promptstore.tuning.fit_checkpoint import FileSlot
+from promptstore.tuning.job_folder import Decision, JobFolder, job_folder
+from promptstore.tuning.job_log import PromptLog, tags_of
+from promptstore.tuning.job_plan import TaskPlan, plan_tasks, request_of, with_warm_start
+from promptstore.tuning.job_progress import JobProgress, SilentProgress
+from promptstore.tuning.job_result import JobResult, TunedTask
+from promptstore.tuning.task_file import without_local_paths
+
+log = logging.getLogger(__name__)
+
+UNTUNED = "untuned_"
+# How many of a task's newest versions are searched for the work of a job whose folder was lost.
+MOST_SEARCHED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class JobTools:
+    """What a job works with. folder: where jobs keep their memory, on a disk that outlives the process."""
+
+    store: PromptStore
+    model: FrozenModel
+    tracker: Tracker
+    folder: Path
+    settings: Settings
+    progress: JobProgress = field(default_factory=SilentProgress)
+    git_commit: str | None = None
+    actor: str | None = None
+
+
+def tune_tasks(tasks: Sequence[TaskSpec], *, job: str, tools: JobTools, overrides: Mapping[str, Any]) -> JobResult:
+    """Fit one prompt for each task, together on one model, and publish what came out with all that led to it.
+
+    A task whose fit diverges has its cause in the result and no version; the others go on. Called again under the same
+    job name, it reuses what is done: the baseline, the fit's checkpoint, a decision made, a version published.
+    Closes the tracker.
+
+    Raises:
+        InvalidInputError: bad settings or data, or the job was begun with another request.
+        ConflictError: the same job is running in another process.
+        StoreUnavailableError, CommitOutcomeUnknownError: nothing of the work is lost; call it again.
+    """
+    try:
+        with job_folder(tools.folder, job) as folder:
+            plans = plan_tasks(tasks, overrides, settings=tools.settings)
+            plans = [with_warm_start(plan, overrides, folder, tools.store, tools.model) for plan in plans]
+            folder.require_same(request_of(job, plans, tools.model))
+            done = _Job(job, tools, folder, plans).run()
+    finally:
+        tracking = tools.tracker.close()
+    return JobResult(job, tools.model.fingerprint.name, tuple(done[plan.name] for plan in plans), str(tracking))
+
+
+class _Job:
+    """One job at work. Every step asks first whether it was done before."""
+
+    def __init__(self, job: str, tools: JobTools, folder: JobFolder, plans: Sequence[TaskPlan]) -> None:
+        tags = tags_of(tools.model, tools.git_commit)
+        self._job = job
+        self._tools = tools
+        self._folder = folder
+        self._plans = {plan.name: plan for plan in plans}
+        self._logs = {plan.name: PromptLog(tools.tracker, plan.task, job, tags, prompts=len(plans)) for plan in plans}
+        self._done: dict[str, TunedTask] = {}
+
+    def run(self) -> dict[str, TunedTask]:
+        try:
+            for plan in self._plans.values():
+                self._logs[plan.name].begin(
+                    plan.params(), {"train": plan.train, "validation": plan.selection, "test": plan.held_out}
+                )
+            waiting = [plan for plan in self._plans.values() if self._folder.decision(plan.name) is None]
+            if waiting:
+                self._judge_untuned(waiting)
+                self._fit(waiting)
+            for name in self._plans.keys() - self._done.keys():
+                self._publish(name)
+        except BaseException as error:
+            status: RunStatus = "FAILED" if isinstance(error, Exception) else "KILLED"
+            for name in self._plans.keys() - self._done.keys():
+                self._logs[name].failed(f"{type(error).__name__}: {error}", status)
+            raise
+        return self._done
+
+    def _judge_untuned(self, plans: Sequence[TaskPlan]) -> None:
+        """How the bare model does, all tasks in one batch."""
+        missing = [plan for plan in plans if self._folder.note(plan.name, "untuned") is None]
+        for plan in missing:
+            self._tools.progress.say(plan.name, "untuned model")
+        found = evaluate_all(self._tools.model, [EvaluationCase(plan.task, None, plan.held_out) for plan in missing])
+        for plan, evaluation in zip(missing, found, strict=True):
+            self._logs[plan.name].evaluation("untuned", evaluation, step=0)
+            self._folder.write_note(plan.name, "untuned", _finite(evaluation.metrics))
+
+    def _fit(self, plans: Sequence[TaskPlan]) -> None:
+        jobs = [plan.fit_job() for plan in plans]
+        for event in fit(self._tools.model, jobs, checkpoint=FileSlot(self._folder.checkpoint)):
+            match event:
+                case Notice(task, message):
+                    log.warning("%s: %s", task or self._job, message)
+                case StepReport():
+                    self._logs[event.job].step(event, batch_size=self._plans[event.job].config.batch_size)
+                    self._tools.progress.step(event.job, step=event.step, last_step=event.steps, loss=event.loss)
+                case ValidationReport():
+                    self._logs[event.job].validation(event)
+                case FitFinished(name, result):
+                    self._finish(self._plans[name], result)
+
+    def _finish(self, plan: TaskPlan, result: FitResult) -> None:
+        """A prompt left the fit: judge it, decide, publish it while the others go on."""
+        self._logs[plan.name].fitted(encode_payload(result.prompt), encode_payload(result.last), result)
+        if result.cause is not None:
+            self._logs[plan.name].failed(result.cause)
+            self._done[plan.name] = TunedTask(
+                plan.name, metric=result.metric, seconds=result.seconds, failure=result.cause
+            )
+            return
+        self._tools.progress.say(plan.name, "held-out rows")
+        self._folder.decide(plan.name, self._decision(plan, result))
+        try:
+            self._publish(plan.name)
+        except (StoreUnavailableError, CommitOutcomeUnknownError) as error:
+            log.warning("%s could not be published yet, it is tried again at the end: %s", plan.name, error)
+
+    def _decision(self, plan: TaskPlan, result: FitResult) -> Decision:
+        tuned = evaluate(self._tools.model, plan.task, result.prompt, plan.held_out)
+        self._logs[plan.name].evaluation("tuned", tuned, step=result.steps)
+        untuned = self._folder.note(plan.name, "untuned") or {}
+        provenance = Provenance(
+            mlflow_run=self._logs[plan.name].run_id(),
+            git_commit=self._tools.git_commit,
+            config_digest=plan.config.digest,
+            data_digest=plan.data_digest,
+            parent=plan.parent,
+        )
+        metrics = {**_finite(tuned.metrics), **{f"{UNTUNED}{name}": value for name, value in untuned.items()}}
+        return Decision(encode_payload(result.prompt), provenance, metrics, tuned.metric, result.seconds)
+
+    def _publish(self, name: str) -> None:
+        plan, decision = self._plans[name], self._folder.decision(name)
+        if decision is None:
+            raise NotFoundError(
+                f"job {self._job} has no result for {name}; its checkpoint was removed, so start another"
+            )
+        self._tools.progress.say(name, "publish")
+        prompt = decode_payload(decision.payload, self._tools.model.fingerprint)
+        version = self._published_before(name, decision) or self._tools.store.publish(
+            prompt,
+            without_local_paths(plan.task),
+            provenance=decision.provenance,
+            metrics=decision.metrics,
+            reason=f"tuned by job {self._job}",
+            actor=self._tools.actor,
+        )
+        self._logs[name].published(version)
+        self._tools.progress.say(name, str(version))
+        self._done[name] = _tuned_task(version, decision, prompt)
+
+    def _published_before(self, name: str, decision: Decision) -> PromptVersion | None:
+        """What an earlier try published, if the job's folder was lost since: the version of the same MLflow run."""
+        if decision.provenance.mlflow_run is None or name not in self._tools.store.refresh().tasks:
+            return None
+        versions = self._tools.store.state.task(name).versions
+        for version in reversed(versions[-MOST_SEARCHED:]):
+            if not version.is_expired:
+                provenance = self._tools.store.manifest(version.digest).provenance
+                if provenance.mlflow_run == decision.provenance.mlflow_run:
+                    return version
+        return None
+
+
+def _tuned_task(version: PromptVersion, decision: Decision, prompt: SoftPrompt) -> TunedTask:
+    return TunedTask(
+        task=version.task,
+        metric=decision.metric,
+        untuned=decision.metrics.get(f"{UNTUNED}{decision.metric}"),
+        tuned=decision.metrics.get(decision.metric),
+        version=str(version),
+        digest=version.digest,
+        mlflow_run=decision.provenance.mlflow_run,
+        num_virtual_tokens=prompt.num_virtual_tokens,
+        parameters=prompt.embeddings.size,
+        payload_bytes=len(decision.payload),
+        seconds=decision.seconds,
+    )
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without what JSON cannot say: the perplexity of a model that is sure of the wrong answer."""
+    return {name: value for name, value in metrics.items() if isfinite(value)}

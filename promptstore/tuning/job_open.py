@@ -1,0 +1,119 @@
+"""From names and settings to a job at work: what the command line and the flows both call."""
+
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from promptstore.core.ref import DEFAULT_ALIAS
+from promptstore.core.task import TaskSpec
+from promptstore.errors import InvalidInputError, NotFoundError
+from promptstore.lm.source import open_model
+from promptstore.settings import Settings
+from promptstore.store.prompt_store import PromptStore
+from promptstore.tracking import open_tracker
+from promptstore.tuning.data import load_rows
+from promptstore.tuning.gate import GatePolicy
+from promptstore.tuning.job import JobTools, tune_tasks
+from promptstore.tuning.job_gate import GateOutcome, gate_fields, gate_version
+from promptstore.tuning.job_progress import shown_progress
+from promptstore.tuning.job_result import JobResult
+from promptstore.tuning.job_rows import split_validation
+from promptstore.tuning.task_file import read_task
+
+DEFAULT_POLICY = GatePolicy()
+
+
+def run_tune_job(
+    tasks: Sequence[str],
+    *,
+    job: str,
+    settings: Settings,
+    store: PromptStore,
+    overrides: Mapping[str, Any] | None = None,
+    actor: str | None = None,
+) -> JobResult:
+    """Tune the named tasks, together, on the model of the settings. Raises as `tune_tasks`.
+
+    tasks: task files, or names of tasks in the store. job: names the work; repeating it goes on.
+    """
+    specs = [find_task(name, store) for name in tasks]
+    with opened_tools(settings, store, job, actor=actor) as tools:
+        return tune_tasks(specs, job=job, tools=tools, overrides=overrides or {})
+
+
+def run_gate_job(
+    ref: str,
+    *,
+    settings: Settings,
+    store: PromptStore,
+    alias: str = DEFAULT_ALIAS,
+    task_file: str | None = None,
+    policy: GatePolicy = DEFAULT_POLICY,
+    actor: str | None = None,
+) -> GateOutcome:
+    """Judge a version on the held-out rows of its task. Raises as `gate_version`.
+
+    task_file: names the data; without it the version's own manifest must name a place that can be read from here.
+    """
+    store.refresh()
+    fields, task = gate_fields(store, ref, alias)
+    if task_file is not None:
+        task = _same_task(read_task(Path(task_file)), task)
+    _, held_out = split_validation(load_rows(task.data.validation, fields=fields, settings=settings))
+    model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
+    return gate_version(store, model, ref, held_out, alias=alias, policy=policy, actor=actor)
+
+
+@contextmanager
+def opened_tools(settings: Settings, store: PromptStore, job: str, *, actor: str | None = None) -> Iterator[JobTools]:
+    """The model, the tracker and the folder of a job."""
+    model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
+    tracker = open_tracker(settings.mlflow_uri, spool_folder=settings.state_dir / "tracking", job=job)
+    with shown_progress() as progress:
+        yield JobTools(
+            store=store,
+            model=model,
+            tracker=tracker,
+            folder=settings.state_dir / "jobs",
+            settings=settings,
+            progress=progress,
+            git_commit=git_commit(Path.cwd()),
+            actor=actor,
+        )
+
+
+def find_task(name: str, store: PromptStore) -> TaskSpec:
+    """The task in a file, or as the newest version of a task in the store has it.
+
+    Raises:
+        NotFoundError: neither such a file nor such a task.
+        InvalidInputError: the task is in the store, but its data lay on the machine that tuned it: give the file.
+    """
+    if name.endswith(".toml") or Path(name).is_file():
+        return read_task(Path(name))
+    versions = [each for each in store.refresh().task(name).versions if not each.is_expired]
+    if not versions:
+        raise NotFoundError(f"every version of {name} is expired; give the task's file")
+    task = store.manifest(versions[-1].digest).task
+    for source in (task.data.train, task.data.validation):
+        if "://" not in source and not source.startswith("hf:"):
+            raise InvalidInputError(f"task {name} was tuned on a local file, {source}; give the task's file")
+    return task
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that `folder` is at, with `-dirty` if files differ from it; `None` outside a repository."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip() or None
+
+
+def _same_task(given: TaskSpec, wanted: TaskSpec) -> TaskSpec:
+    if given.name != wanted.name:
+        raise InvalidInputError(f"the task file is of {given.name}, the version is of {wanted.name}")
+    return given

@@ -1,0 +1,110 @@
+"""What a job will do for each task, settled before anything is computed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from promptstore.core.digest import canonical_json, sha256_hex
+from promptstore.core.prompt import SoftPrompt
+from promptstore.core.ref import PromptRef
+from promptstore.core.task import TaskSpec
+from promptstore.errors import InvalidInputError
+from promptstore.lm.frozen import FrozenModel
+from promptstore.settings import Settings
+from promptstore.store.prompt_store import PromptStore
+from promptstore.tuning.config import TuneConfig
+from promptstore.tuning.data import load_task_rows
+from promptstore.tuning.fit_job import FitJob
+from promptstore.tuning.initialiser import parse_initialiser
+from promptstore.tuning.job_folder import JobFolder
+from promptstore.tuning.job_rows import split_validation
+from promptstore.tuning.rows import Rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskPlan:
+    """One task of a job. selection: rows that pick the best step; held_out: rows that judge it.
+
+    data_digest: of the training and validation rows as they were read. parent: digest of the version it starts from.
+    """
+
+    task: TaskSpec
+    config: TuneConfig
+    train: Rows
+    selection: Rows
+    held_out: Rows
+    data_digest: str
+    warm_start: SoftPrompt | None = None
+    parent: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    def fit_job(self) -> FitJob:
+        return FitJob(self.name, self.task, self.config, self.train, self.selection, self.warm_start)
+
+    def params(self) -> dict[str, object]:
+        """What a person compares runs by."""
+        rows = {"train": len(self.train), "selection": len(self.selection), "held_out": len(self.held_out)}
+        return {**self.config.to_json(), "rows": rows, "data_digest": self.data_digest, "task": self.task.to_json()}
+
+
+def plan_tasks(tasks: Sequence[TaskSpec], overrides: Mapping[str, Any], *, settings: Settings) -> list[TaskPlan]:
+    """Settings and rows of every task; `overrides` win over a task's own settings.
+
+    Raises:
+        InvalidInputError: two tasks of one name, an unknown setting, broken rows. NotFoundError: no such data.
+    """
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) != len(names):
+        raise InvalidInputError(f"a job tunes each task once; asked for: {', '.join(names) or 'none'}")
+    return [plan_task(task, overrides, settings=settings) for task in tasks]
+
+
+def plan_task(task: TaskSpec, overrides: Mapping[str, Any], *, settings: Settings) -> TaskPlan:
+    train, validation = load_task_rows(task, settings=settings)
+    selection, held_out = split_validation(validation)
+    config = TuneConfig.from_mapping({**task.tuning, **overrides})
+    return TaskPlan(task, config, train, selection, held_out, data_digest_of(train, validation))
+
+
+def data_digest_of(train: Rows, validation: Rows) -> str:
+    """One digest for the data of a task, as a version's provenance names it."""
+    return sha256_hex(canonical_json({"train": train.digest, "validation": validation.digest}))
+
+
+def with_warm_start(
+    plan: TaskPlan, overrides: Mapping[str, Any], folder: JobFolder, store: PromptStore, model: FrozenModel
+) -> TaskPlan:
+    """`plan` with the version it starts from, if its initialiser names one; the same one when the job is repeated.
+
+    The prompt takes that version's length unless the settings ask for another.
+
+    Raises:
+        NotFoundError: no such version. IncompatibleModelError: it belongs to another model.
+    """
+    initialiser = parse_initialiser(plan.config.initialise)
+    if initialiser.kind != "version":
+        return plan
+    ref = PromptRef.parse(initialiser.argument)
+    if (known := folder.note(plan.name, "parent")) is not None:
+        ref = PromptRef(known["task"], digest=known["digest"])
+    store.refresh()
+    pulled = store.pull(ref, for_model=model.fingerprint)
+    folder.write_note(plan.name, "parent", {"task": ref.task, "digest": pulled.version.digest})
+    config = plan.config
+    if "num_virtual_tokens" not in {**plan.task.tuning, **overrides}:
+        config = replace(config, num_virtual_tokens=pulled.prompt.num_virtual_tokens)
+    return replace(plan, config=config, warm_start=pulled.prompt, parent=pulled.version.digest)
+
+
+def request_of(job: str, plans: Sequence[TaskPlan], model: FrozenModel) -> dict[str, Any]:
+    """What decides a job's results; a job that is repeated must ask for the same."""
+    return {
+        "job": job,
+        "model": list(model.fingerprint.identity),
+        "tasks": {plan.name: plan.task.to_json() for plan in plans},
+        "settings": {plan.name: plan.config.to_json() for plan in plans},
+        "data": {plan.name: plan.data_digest for plan in plans},
+    }
