@@ -10,10 +10,23 @@ from promptstore.testing.servers import (
     PostgresServer,
     S3Server,
     careless_server,
+    ceph_server,
     moto_server,
     postgres_server,
     seaweedfs_server,
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ceph: needs Ceph RGW; left out unless selected by `-m ceph`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "ceph" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("ceph")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +47,13 @@ def moto() -> Iterator[S3Server]:
 def careless() -> Iterator[S3Server]:
     """A real S3 server that ignores create-only writes."""
     with _with_credentials(careless_server) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[S3Server]:
+    """Another real S3 server; only `make test-ceph` asks for it."""
+    with _with_credentials(ceph_server) as server:
         yield server
 
 

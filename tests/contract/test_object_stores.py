@@ -38,6 +38,13 @@ class TestS3ObjectStoreOnSeaweedFS(ObjectStoreContract):
         return _store_of_a_test(seaweedfs)
 
 
+@pytest.mark.ceph
+class TestS3ObjectStoreOnCeph(ObjectStoreContract):
+    @pytest.fixture
+    def store(self, ceph: S3Server) -> ObjectStore:
+        return _store_of_a_test(ceph)
+
+
 class TestS3ObjectStoreOnMoto(ObjectStoreContract):
     is_atomic_under_races = False
 

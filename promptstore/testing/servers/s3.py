@@ -56,8 +56,8 @@ def seaweedfs_server() -> Iterator[S3Server]:
         (folder / "data").mkdir()
         port = free_port()
         command = [str(weed), "-logtostderr=true", "server", *_weed_flags(folder, port)]
-        with _running(command, folder) as process:
-            yield _ready("seaweedfs", port, process)
+        with running(command, folder) as process:
+            yield ready("seaweedfs", port, process)
 
 
 @contextmanager
@@ -66,8 +66,8 @@ def moto_server() -> Iterator[S3Server]:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="moto-") as name:
         command = [str(program("moto_server", DEV_EXTRA)), "-H", "127.0.0.1", "-p", str(port)]
-        with _running(command, Path(name)) as process:
-            yield _ready("moto", port, process)
+        with running(command, Path(name)) as process:
+            yield ready("moto", port, process)
 
 
 @contextmanager
@@ -78,8 +78,8 @@ def careless_server() -> Iterator[S3Server]:
         nanio = str(program("nanio", DEV_EXTRA))
         command = [nanio, "serve", "--host", "127.0.0.1", "--port", str(port), "--data-dir", name]
         environment = {"NANIO_ACCESS_KEY": ACCESS_KEY, "NANIO_SECRET_KEY": SECRET_KEY}
-        with _running(command, Path(name), environment) as process:
-            yield _ready("nanio", port, process)
+        with running(command, Path(name), environment) as process:
+            yield ready("nanio", port, process)
 
 
 def _weed_flags(folder: Path, port: int) -> list[str]:
@@ -106,7 +106,7 @@ def _weed_flags(folder: Path, port: int) -> list[str]:
 
 
 @contextmanager
-def _running(command: list[str], folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
+def running(command: list[str], folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
     clean = {"PATH": "/usr/bin:/bin", "HOME": str(folder), **(environment or {})}
     process = ServerProcess(command, log=folder / "log", environment=clean)
     try:
@@ -115,7 +115,7 @@ def _running(command: list[str], folder: Path, environment: Mapping[str, str] | 
         process.stop(by=signal.SIGTERM, wait_s=2.0)
 
 
-def _ready(name: str, port: int, process: ServerProcess) -> S3Server:
+def ready(name: str, port: int, process: ServerProcess) -> S3Server:
     process.wait_until(lambda: listens(port))
     server = S3Server(name, f"http://127.0.0.1:{port}", f"tests-{uuid4().hex[:12]}", process)
     process.wait_until(lambda: _takes_writes(server))
