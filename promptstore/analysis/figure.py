@@ -2,16 +2,13 @@
 
 from typing import Any
 
-from torch import Tensor
-
-from promptstore.analysis.nearest import cosines_between
 from promptstore.analysis.reading import PromptReading
 
 
-def draw_reading(reading: PromptReading, prompt: Tensor) -> Any:
+def draw_reading(reading: PromptReading) -> Any:
     """A matplotlib figure: each virtual token's nearest token against the control, and how alike virtual tokens are.
 
-    prompt: [P, H], the one that was read. The caller owns the figure; it belongs to no global state.
+    The caller owns the figure; it belongs to no global state.
     """
     from matplotlib.figure import Figure
 
@@ -19,7 +16,7 @@ def draw_reading(reading: PromptReading, prompt: Tensor) -> Any:
     figure = Figure(figsize=(11, max(3.0, 0.24 * count + 1.2)), layout="constrained")
     bars, grid = figure.subplots(1, 2, width_ratios=[3, 2])
     _draw_bars(bars, reading)
-    image = grid.imshow(cosines_between(prompt.detach().float()).cpu().numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
+    image = grid.imshow(reading.alike, vmin=-1, vmax=1, cmap="RdBu_r")
     grid.set(title="cosine between virtual tokens", xlabel="virtual token", ylabel="virtual token")
     figure.colorbar(image, ax=grid, shrink=0.8)
     return figure

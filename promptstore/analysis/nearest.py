@@ -35,8 +35,14 @@ def nearest_tokens(vectors: Tensor, embeddings: Tensor, k: int) -> Neighbours:
 
 @torch.no_grad()
 def tightness(neighbours: Neighbours, embeddings: Tensor) -> Tensor:
-    """How alike each vector's neighbours are: the mean cosine of two of them, float32 [N]. k: at least 2."""
-    found = _unit(embeddings[neighbours.ids.reshape(-1)]).reshape(*neighbours.ids.shape, -1)
+    """How alike each vector's neighbours are: the mean cosine of two of them about the table's mean, float32 [N].
+
+    About the mean, because embedding tables share a large common direction: without that, words of one meaning are no
+    more alike than the neighbours of noise (SmolLM2: 0.75 against 0.78; about the mean 0.66 against 0.49).
+    neighbours: at least 2 per vector.
+    """
+    found = embeddings[neighbours.ids.reshape(-1)].float() - mean_of(embeddings)
+    found = _unit(found).reshape(*neighbours.ids.shape, -1)
     k = neighbours.ids.shape[1]
     pairs = (found @ found.transpose(1, 2)).sum(dim=(1, 2)) - k
     return pairs / (k * (k - 1))
@@ -46,15 +52,27 @@ def tightness(neighbours: Neighbours, embeddings: Tensor) -> Tensor:
 def random_like(embeddings: Tensor, count: int, *, seed: int) -> Tensor:
     """Vectors [count, H] with the table's mean and deviation in every dimension, and nothing else of it."""
     generator = torch.Generator().manual_seed(seed)
-    # Means and deviations of a sample of rows: exact enough for a control, and small for the largest tables.
-    sample = embeddings[torch.randperm(len(embeddings), generator=generator)[:CHUNK_ROWS].to(embeddings.device)].float()
+    mean = mean_of(embeddings)
+    squares = torch.zeros_like(mean)
+    for part in torch.split(embeddings, CHUNK_ROWS):
+        squares += (part.float() - mean).square().sum(dim=0)
     drawn = torch.randn(count, embeddings.shape[1], generator=generator).to(embeddings.device)
-    return drawn * sample.std(dim=0) + sample.mean(dim=0)
+    return drawn * (squares / len(embeddings)).sqrt() + mean
 
 
-def cosines_between(vectors: Tensor) -> Tensor:
-    """Cosine of every two vectors. vectors: [N, H]. Returns float32 [N, N]."""
-    directions = _unit(vectors)
+@torch.no_grad()
+def mean_of(embeddings: Tensor) -> Tensor:
+    """The mean row of a table, float32 [H]."""
+    total = torch.zeros(embeddings.shape[1], device=embeddings.device)
+    for part in torch.split(embeddings, CHUNK_ROWS):
+        total += part.float().sum(dim=0)
+    return total / len(embeddings)
+
+
+@torch.no_grad()
+def cosines_between(vectors: Tensor, *, about: Tensor) -> Tensor:
+    """Cosine of every two vectors as seen from `about`. vectors: [N, H]; about: [H]. Returns float32 [N, N]."""
+    directions = _unit(vectors.float() - about)
     return directions @ directions.T
 
 

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptstore.analysis.nearest import CHUNK_ROWS, Neighbours, cosines_between, nearest_tokens, random_like, tightness
+from promptstore.analysis.nearest import (
+    CHUNK_ROWS,
+    Neighbours,
+    cosines_between,
+    mean_of,
+    nearest_tokens,
+    random_like,
+    tightness,
+)
 from promptstore.errors import InvalidInputError
 
 CAUTION = (
@@ -63,13 +71,15 @@ class PromptReading:
     """What a prompt's virtual tokens lie near.
 
     labels: where label words persist, nearest first. duplicates: groups of virtual tokens that point the same way; a
-    prompt with many may be longer than its task needs.
+    prompt with many may be longer than its task needs. alike: [P, P], the cosine of every two virtual tokens about the
+    table's mean.
     """
 
     virtual_tokens: tuple[VirtualToken, ...]
     control: Control
     labels: tuple[LabelTrace, ...]
     duplicates: tuple[tuple[int, ...], ...]
+    alike: tuple[tuple[float, ...], ...]
     caution: str = CAUTION
 
     @property
@@ -119,6 +129,7 @@ def read_prompt(
     prompt = prompt.detach().to(embeddings.device).float()
     neighbours = nearest_tokens(prompt, embeddings, k)
     tight = tightness(neighbours, embeddings)
+    alike = cosines_between(prompt, about=mean_of(embeddings))
     norms = prompt.norm(dim=1) / _median_norm(embeddings)
     virtual_tokens = tuple(
         VirtualToken(index, float(norms[index]), float(tight[index]), _named(neighbours, index, text_of))
@@ -128,7 +139,8 @@ def read_prompt(
         virtual_tokens=virtual_tokens,
         control=_control(embeddings, k, seed),
         labels=_label_traces(virtual_tokens, labels or {}),
-        duplicates=_duplicates(prompt, duplicate_cosine),
+        duplicates=_duplicates(alike, duplicate_cosine),
+        alike=tuple(tuple(row) for row in alike.tolist()),
     )
 
 
@@ -157,13 +169,13 @@ def _label_traces(virtual_tokens: tuple[VirtualToken, ...], labels: Mapping[str,
     return tuple(sorted(traces, key=lambda trace: -trace.cosine))
 
 
-def _duplicates(prompt: Tensor, threshold: float) -> tuple[tuple[int, ...], ...]:
+def _duplicates(cosines: Tensor, threshold: float) -> tuple[tuple[int, ...], ...]:
     """Groups of two or more virtual tokens, each like the first of its group."""
-    alike = (cosines_between(prompt) >= threshold).tolist()
+    alike = (cosines >= threshold).tolist()
     groups: list[tuple[int, ...]] = []
     grouped: set[int] = set()
-    for first in range(len(prompt)):
-        group = tuple(other for other in range(first, len(prompt)) if alike[first][other] and other not in grouped)
+    for first in range(len(alike)):
+        group = tuple(other for other in range(first, len(alike)) if alike[first][other] and other not in grouped)
         if first not in grouped and len(group) > 1:
             groups.append(group)
             grouped.update(group)

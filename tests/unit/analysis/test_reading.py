@@ -13,7 +13,7 @@ from promptstore.errors import InvalidInputError
 
 def clustered_table(groups: int = 40, size: int = 6, width: int = 32) -> torch.Tensor:
     """A table [groups * size, width] whose tokens lie in tight groups, as words of one meaning do."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(77)
     centres = torch.randn(groups, 1, width, generator=generator)
     return (centres + 0.2 * torch.randn(groups, size, width, generator=generator)).reshape(-1, width)
 
@@ -60,13 +60,23 @@ def test_a_prompt_of_words_is_tighter_than_the_control_and_noise_is_not() -> Non
 
 
 def test_tightness_is_the_mean_cosine_of_two_neighbours() -> None:
-    table = torch.eye(3)
-    table[1] = torch.tensor([0.6, 0.8, 0.0])
+    pair = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]])
+    table = torch.cat([pair, -pair])
 
     found = nearest_tokens(torch.tensor([[1.0, 0.1, 0.0]]), table, 2)
 
     assert found.ids.tolist() == [[0, 1]]
     assert float(tightness(found, table)[0]) == pytest.approx(0.6)
+
+
+def test_a_direction_that_all_tokens_share_makes_nothing_alike() -> None:
+    lonely = torch.randn(500, 32, generator=torch.Generator().manual_seed(4))
+
+    plain, shifted = (read(table[[3, 50]], table) for table in (lonely, lonely + 20))
+
+    assert shifted.control.nearest_cosine_mean > 0.95, "in plain cosines everything is near everything"
+    assert shifted.control.tightness_mean < plain.control.tightness_mean + 0.1
+    assert shifted.duplicates == ()
 
 
 def test_label_words_that_persist_are_found_with_their_rank() -> None:
@@ -100,7 +110,7 @@ def test_a_reading_goes_out_as_json_table_and_figure() -> None:
     reading = read_prompt(prompt, table, text_of=lambda token: f" $t\n{token}", labels={"positive": 3})
 
     as_json = json.loads(json.dumps(reading.to_json()))
-    figure = draw_reading(reading, prompt)
+    figure = draw_reading(reading)
     figure.canvas.draw()
 
     assert as_json["virtual_tokens"][1]["neighbours"][0]["token_id"] == 50
