@@ -202,13 +202,18 @@ def _translated(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        said = str(error).strip().partition("\n")[0]
+        said = _short(error)
         if error.error_code in NEVER:
             raise TrackingRefusedError(said) from error
         raise TrackingUnavailableError(f"{without_password(uri)}: {said}") from error
     except (OSError, SQLAlchemyError) as error:
-        said = str(error).strip().partition("\n")[0]
+        said = _short(error)
         raise TrackingUnavailableError(f"{without_password(uri)}: {said}") from error
+
+
+def _short(error: Exception) -> str:
+    """The first line of a message that may hold a whole stack of causes."""
+    return str(error).strip().partition("\n")[0][:300]
 
 
 def without_password(uri: str) -> str:

@@ -106,6 +106,8 @@ class _Job:
     def _judge_untuned(self, plans: Sequence[TaskPlan]) -> None:
         """How the bare model does, all tasks in one batch."""
         missing = [plan for plan in plans if self._folder.note(plan.name, "untuned") is None]
+        if not missing:
+            return
         for plan in missing:
             self._tools.progress.say(plan.name, "untuned model")
         found = evaluate_all(self._tools.model, [EvaluationCase(plan.task, None, plan.held_out) for plan in missing])

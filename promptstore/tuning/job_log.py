@@ -17,16 +17,23 @@ EXPERIMENTS = "promptstore"
 # Sending a measurement takes about so long, in a thread that shares the interpreter with the fit.
 POINT_COST_S = 1e-4
 LARGEST_SHARE = 0.01
+# Steps of all prompts together that are told whatever it costs: a second in all.
+FREE_STEPS = 2000
 RUN_ID_TIMEOUT_S = 30.0
 
 
-def stride(points: int, *, prompts: int, step_s: float) -> int:
-    """Which steps to tell of: every one, unless telling takes more than 1 % of a step; then every second, third, …
+def is_told(step: int, last_step: int, *, points: int, prompts: int, step_s: float) -> bool:
+    """Whether a step is worth telling: every one, until telling takes more than 1 % of a step; then some, and the last.
 
-    >>> stride(6, prompts=1, step_s=0.5), stride(6, prompts=64, step_s=0.5)
-    (1, 8)
+    points: measurements of a step. prompts: how many are fitted together. step_s: how long their step takes.
+
+    >>> [step for step in range(1, 10) if is_told(step, 9, points=6, prompts=1000, step_s=11)]
+    [1, 2, 6, 9]
     """
-    return max(1, ceil(POINT_COST_S * points * prompts / max(1e-9, LARGEST_SHARE * step_s)))
+    if step in {1, last_step} or step * prompts <= FREE_STEPS:
+        return True
+    stride = max(1, ceil(POINT_COST_S * points * prompts / max(1e-9, LARGEST_SHARE * step_s)))
+    return step % stride == 0
 
 
 class PromptLog:
@@ -69,10 +76,7 @@ class PromptLog:
         if report.memory_bytes:
             values["device_memory_mib"] = report.memory_bytes / 2**20
         step_s = batch_size * self._prompts / max(1e-9, report.examples_per_s)
-        if (
-            report.step in {1, report.steps}
-            or report.step % stride(len(values), prompts=self._prompts, step_s=step_s) == 0
-        ):
+        if is_told(report.step, report.steps, points=len(values), prompts=self._prompts, step_s=step_s):
             self._run.log_metrics({f"train/{name}": value for name, value in values.items()}, step=report.step)
             self._loss.append((report.step, report.loss))
 
