@@ -1,7 +1,6 @@
 """Reading the log forward from a state."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 from promptstore.core.commit import Commit
 from promptstore.core.fold import fold
@@ -9,27 +8,29 @@ from promptstore.core.state import StoreState
 from promptstore.errors import NotFoundError
 from promptstore.store.layout import commit_key
 from promptstore.store.objects import ObjectStore
+from promptstore.store.parallel import WIDTH, in_parallel
 from promptstore.store.reading import read
 
 Accept = Callable[[Commit], None]
-_WIDEST = 16
 
 
 def read_commits(objects: ObjectStore, start: int, *, stop: int | None = None) -> Iterator[list[Commit]]:
     """Commits from `start`, in order, until one is missing or `stop` (excluded) is reached, in ever wider batches.
 
-    The first batch is one GET, so asking for news costs one call; a long tail is read by up to 16 calls at a time.
+    Asking for news costs one call, and one more for each commit there is; of a long tail up to 16 are read at a time.
     The chain between them is not checked here.
     """
-    width = 1
-    while stop is None or start < stop:
-        numbers = range(start, start + width if stop is None else min(start + width, stop))
+    found = 0
+    while stop is None or start + found < stop:
+        first = start + found
+        width = min(max(found, 1), WIDTH)
+        numbers = range(first, first + width if stop is None else min(first + width, stop))
         batch = _read_batch(objects, numbers)
         if batch:
             yield batch
         if len(batch) < len(numbers):
             return
-        start, width = numbers.stop, min(2 * width, _WIDEST)
+        found += len(batch)
 
 
 def follow(
@@ -59,8 +60,7 @@ def _read_batch(objects: ObjectStore, numbers: range) -> list[Commit]:
     if len(numbers) == 1:
         found = [_read_or_none(objects, numbers.start)]
     else:
-        with ThreadPoolExecutor(len(numbers)) as pool:
-            found = list(pool.map(lambda number: _read_or_none(objects, number), numbers))
+        found = list(in_parallel(lambda number: _read_or_none(objects, number), numbers))
     end = found.index(None) if None in found else len(found)
     return [commit for commit in found[:end] if commit is not None]
 
