@@ -21,6 +21,7 @@ def demo(
     json_path: Annotated[Path | None, typer.Option("--json", help="Also write the facts to this file.")] = None,
 ) -> None:
     """Tune, publish, gate, promote, serve, switch and roll back two real tasks; about five minutes on two cores."""
+    from promptstore.cli.demo.place import ENVIRONMENT_FILE
     from promptstore.cli.demo.report import next_steps, write_json
     from promptstore.cli.demo.scenario import run_demo
 
@@ -35,4 +36,4 @@ def demo(
         f"{report.seconds:.0f} s in all"
     )
     print()
-    print(next_steps(folder))
+    print(next_steps(folder / ENVIRONMENT_FILE))

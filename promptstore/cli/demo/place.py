@@ -1,9 +1,13 @@
 """Where the demo keeps everything it writes, and what its child processes are told about it."""
 
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from promptstore.errors import InvalidInputError
+
+ENVIRONMENT_FILE = "env.sh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,13 @@ class DemoPlace:
     @property
     def state(self) -> Path:
         return self.folder / "state"
+
+    def write_environment(self, model: str | None) -> None:
+        """A file for a shell to read, so that every command afterwards works on what the demo left behind."""
+        settings = self.environment("http://127.0.0.1:4200/api", model)
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]
+        lines.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
+        (self.folder / ENVIRONMENT_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def environment(self, prefect_api: str, model: str | None) -> dict[str, str]:
         """The settings of the demo's child processes; what the user set for models and devices stays."""

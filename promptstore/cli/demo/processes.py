@@ -74,7 +74,7 @@ def run_child(name: str, arguments: Sequence[str], *, environment: Mapping[str, 
     """Run a program to its end. Its output goes to `log_path`, but progress on a terminal's stderr is shown.
 
     Raises:
-        PromptStoreError: it failed; the message holds the end of its log.
+        PromptStoreError: it failed; the message holds the last line of its log.
     """
     shows_progress = sys.stderr.isatty()
     with log_path.open("wb") as log:
@@ -92,8 +92,9 @@ def run_child(name: str, arguments: Sequence[str], *, environment: Mapping[str, 
         stop_group(process)
         raise
     if code != 0:
-        tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])
-        raise PromptStoreError(f"{name} failed (exit code {code}); the whole output is in {log_path}:\n{tail}")
+        lines = log_path.read_text(errors="replace").splitlines() or ["no output"]
+        cause = lines[-1].removeprefix("error: ")
+        raise PromptStoreError(f"{name} failed: {cause} (exit code {code}; the whole output is in {log_path})")
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:

@@ -69,15 +69,15 @@ def write_json(report: DemoReport, path: Path) -> None:
         raise InvalidInputError(f"--json {path}: {error.strerror}") from error
 
 
-def next_steps(folder: Path) -> str:
+def next_steps(environment_file: Path) -> str:
     """The commands that open what the demo left behind."""
-    place = shlex.quote(str(folder))
     return "\n".join(
         (
-            "What the demo left behind:",
-            f"  the runs        .venv/bin/mlflow server --backend-store-uri sqlite:///{place}/mlflow.db --port 5000",
-            f"  the flows       PREFECT_HOME={place}/prefect .venv/bin/prefect server start",
-            f"  the server      .venv/bin/promptstore serve --store {place}/store --port 8080",
-            f"  the history     .venv/bin/promptstore history --store {place}/store",
+            "What the demo left behind; open it with",
+            f"  . {shlex.quote(str(environment_file))}",
+            '  mlflow server --backend-store-uri "$PROMPTSTORE_MLFLOW_URI" --port 5000   # the runs, at :5000',
+            "  prefect server start                                                      # the flows, at :4200",
+            "  promptstore serve                                                         # the server's page, at :8080",
+            "  promptstore history                                                       # every move of every alias",
         )
     )

@@ -42,6 +42,7 @@ def run_demo(folder: Path, *, quick: bool, model: str | None) -> DemoReport:
     """
     started = time.monotonic()
     place = DemoPlace.make(folder)
+    place.write_environment(model)
     prefect_port = free_port()
     environment = place.environment(f"http://127.0.0.1:{prefect_port}/api", model)
     settings = load_settings(store=str(place.store), state_dir=place.state, actor="demo")

@@ -1,0 +1,104 @@
+"""The demo as a stranger runs it: a process, its output, what it leaves behind, and what a Ctrl-C does to it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptstore.objects.local import LocalObjectStore
+from promptstore.settings import load_settings
+from promptstore.store.verify import verify
+from promptstore.testing.job_place import write_tiny_model
+from promptstore.wiring import open_prompt_store
+
+DEMO = [sys.executable, "-m", "promptstore", "demo", "--quick", "--folder", "demo"]
+
+
+def finish(arguments: list[str], folder: Path) -> tuple[dict[str, Any], str]:
+    facts = folder / "facts.json"
+    done = subprocess.run(
+        [*arguments, "--json", str(facts)], cwd=folder, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(facts.read_bytes()), done.stdout
+
+
+@pytest.mark.lm
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_demo_tunes_promotes_serves_and_switches_real_prompts(tmp_path: Path) -> None:
+    facts, printed = finish(DEMO, tmp_path)
+    source, sentiment = facts["tasks"]["source"], facts["tasks"]["sentiment"]
+    assert source["tuned_accuracy"] >= source["untuned_accuracy"] + 0.20
+    assert sentiment["tuned_accuracy"] >= sentiment["untuned_accuracy"]
+    assert facts["failed_requests"] == 0
+    assert facts["switched_in_flight"]
+    assert facts["rolled_back"]
+    assert source["digest"][:12] in printed
+    store = open_prompt_store(load_settings(store=str(tmp_path / "demo" / "store"), state_dir=tmp_path / "state"))
+    for name, told in (("source", source), ("sentiment", sentiment)):
+        assert store.resolve(name).digest == told["digest"]
+        assert store.manifest(told["digest"]).provenance.mlflow_run
+    assert [(move.before, move.after) for move in store.history("sentiment")] == [(None, 1), (1, 2), (2, 1)]
+
+
+@pytest.fixture(scope="module")
+def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The demo on random weights: the same path in a fraction of the time."""
+    return [*DEMO, "--model", str(write_tiny_model(tmp_path_factory.mktemp("model")))]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_demo_interrupted_in_any_phase_leaves_a_sound_store_and_goes_further_when_repeated(
+    tiny_demo: list[str], tmp_path: Path
+) -> None:
+    for phase in ("1/5", "2/5", "4/5"):
+        interrupt_at(phase, tiny_demo, tmp_path)
+        store = LocalObjectStore(tmp_path / "demo" / "store")
+        assert phase == "1/5" or verify(store).is_clean
+
+
+def interrupt_at(phase: str, arguments: list[str], folder: Path) -> None:
+    """Ctrl-C once the demo says that `phase` begins: one message, exit code 130, no child left behind."""
+    process = subprocess.Popen(
+        arguments, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if line.startswith(phase):
+            time.sleep(2)
+            process.send_signal(signal.SIGINT)
+    assert phase in said
+    assert process.wait(timeout=60) == 130, said
+    assert said.splitlines()[-1].startswith("interrupted")
+    assert "Traceback" not in said
+    assert children_with(str(folder)) == []
+
+
+def children_with(text: str) -> list[str]:
+    """Command lines of this machine's processes that work in the demo's folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if int(entry.name) != os.getpid():
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    return [line for line in found if text in line]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "demo").write_text("a file")
+    done = subprocess.run(DEMO, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "choose another with --folder" in done.stderr
+    assert "Traceback" not in done.stderr
