@@ -21,6 +21,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from promptstore.errors import (
     CommitOutcomeUnknownError,
@@ -40,7 +41,8 @@ BROKEN_READ_ATTEMPTS = 3
 BUSY_ATTEMPTS = 12
 BUSY_WAIT_S = 0.02
 BUSY_LONGEST_WAIT_S = 1.0
-_BROKEN_READ = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, ResponseParserError)
+_BROKEN_READ = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, ResponseParserError, HTTPError)
+_FAULTS = (BotoCoreError, ClientError, ResponseParserError, HTTPError)
 
 Answer = TypeVar("Answer")
 
@@ -112,7 +114,7 @@ class S3ObjectStore:
         try:
             _repeat_when_busy(create)
             return True
-        except (BotoCoreError, ClientError) as error:
+        except _FAULTS as error:
             status = status_of(error)
             if status == 412:
                 return False
@@ -163,11 +165,9 @@ class S3ObjectStore:
         """What a repeatable request gives; its faults become ours."""
         try:
             return _repeat_when_busy(send)
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "NoSuchKey":
+        except _FAULTS as error:
+            if isinstance(error, ClientError) and error.response["Error"]["Code"] == "NoSuchKey":
                 raise NotFoundError(f"{self.url}/{key} does not exist") from error
-            raise StoreUnavailableError(f"cannot {verb} {self.url}/{key}: {self._explain(error)}") from error
-        except (BotoCoreError, ResponseParserError) as error:
             raise StoreUnavailableError(f"cannot {verb} {self.url}/{key}: {self._explain(error)}") from error
 
     def _explain(self, error: Exception) -> str:

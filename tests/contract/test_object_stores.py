@@ -47,6 +47,7 @@ class TestS3ObjectStoreOnCeph(ObjectStoreContract):
 
 class TestS3ObjectStoreOnMoto(ObjectStoreContract):
     is_atomic_under_races = False
+    race_rounds = 5
 
     @pytest.fixture
     def store(self, moto: S3Server) -> ObjectStore:
