@@ -49,7 +49,7 @@ class PromptCache:
         if len(data) > self._max_bytes:
             return
         try:
-            write_atomically(self._path(digest), data)
+            write_atomically(self._path(digest), data, is_durable=False)
             with self._lock:
                 self._unaccounted_bytes += len(data)
                 if self._unaccounted_bytes < self._max_bytes // _SCANS_PER_BOUND:

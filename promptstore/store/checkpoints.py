@@ -11,13 +11,14 @@ from contextlib import suppress
 import zstandard
 
 from promptstore.core.checkpoint import checkpoint_from_bytes, checkpoint_to_bytes
-from promptstore.core.commit import names_checkpoint
+from promptstore.core.commit import CHECKPOINT_EVERY, names_checkpoint
+from promptstore.core.digest import sha256_hex
 from promptstore.core.fields import Fields
 from promptstore.core.header import StoreHeader
 from promptstore.core.sealed import seal, unseal
 from promptstore.core.state import StoreState
 from promptstore.errors import CorruptError, NotFoundError, PromptStoreError
-from promptstore.store.following import Accept, read_commit
+from promptstore.store.following import Accept, follow, read_commit
 from promptstore.store.layout import CHECKPOINTS, HINT_KEY, checkpoint_key, checkpoint_number
 from promptstore.store.objects import ObjectStore
 from promptstore.store.reading import read, read_digest
@@ -59,6 +60,28 @@ def leave_checkpoint(objects: ObjectStore, number: int, base: StoreState, checkp
             objects.put(HINT_KEY, encode_hint(base.number - 1))
     except PromptStoreError as error:
         _log.warning("no checkpoint left after commit %d: %s", number, error)
+
+
+def mend_checkpoint(objects: ObjectStore, header: StoreHeader, head: StoreState, accept: Accept) -> bool:
+    """Put the newest checkpoint and the hint where the writer of the log died before it did; whether it was needed.
+
+    Does nothing where this version of Zstandard makes other bytes than the ones that the log names.
+    """
+    number = (head.number - 1) // CHECKPOINT_EVERY * CHECKPOINT_EVERY
+    if number < CHECKPOINT_EVERY:
+        return False
+    with suppress(NotFoundError, CorruptError):
+        if read_checkpoint(objects, header, number, accept) and read(objects, HINT_KEY, decode_hint) == number:
+            return False
+    state = load_checkpoint(objects, header, accept, at_most=number)
+    for later, _ in follow(objects, state, accept, stop=number + 1):
+        state = later
+    checkpoint = encode_checkpoint(state)
+    if sha256_hex(checkpoint) != read_commit(objects, number + 1).checkpoint:
+        return False
+    objects.put(checkpoint_key(number), checkpoint)
+    objects.put(HINT_KEY, encode_hint(number))
+    return True
 
 
 def encode_hint(number: int) -> bytes:

@@ -5,8 +5,11 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, is_durable: bool = True) -> None:
     """Write, or replace whole: a reader, and a later start after a crash, sees the old bytes or the new, never a mix.
+
+    is_durable: wait until the disk has them. Without it, a crash of the machine (not of the process) may leave an
+    empty file: for what can be fetched or learnt again.
 
     Raises:
         OSError: no room, no permission; the old file is as it was.
@@ -16,8 +19,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

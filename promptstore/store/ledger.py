@@ -18,10 +18,11 @@ from promptstore.errors import (
     ConflictError,
     CorruptError,
     InvalidInputError,
+    NotFoundError,
     PromptStoreError,
     StoreUnavailableError,
 )
-from promptstore.store.checkpoints import encode_checkpoint, leave_checkpoint, load_checkpoint
+from promptstore.store.checkpoints import encode_checkpoint, leave_checkpoint, load_checkpoint, mend_checkpoint
 from promptstore.store.following import Accept, follow, read_commit, read_commits
 from promptstore.store.header import create_header, prove_create_only, read_header
 from promptstore.store.layout import commit_key
@@ -141,16 +142,13 @@ class Ledger:
 
     def refresh(self) -> StoreState:
         """Follow the log to its end: one GET when nothing is new."""
-        state = self._state
-        for later, _ in follow(self.objects, state, self._accept):
-            state = later
-            self._advance(state)
-        return state
+        return self._follow(self._state)
 
     def commits(self, start: int = 1) -> Iterator[Commit]:
         """The log from commit `start` to its end, each commit checked to follow the one before it."""
-        parent = _digest_at(self.objects, self.header, start - 1)
+        parent = ""
         for batch in read_commits(self.objects, start):
+            parent = parent or _digest_at(self.objects, self.header, start - 1)
             for commit in batch:
                 self._accept(commit)
                 if commit.parent != parent:
@@ -161,6 +159,13 @@ class Ledger:
     def state_at(self, moment: datetime) -> StoreState:
         """The state after the last commit dated `moment` or before, of the log as last seen."""
         return state_at(self.objects, self.header, self._state, moment, self._accept)
+
+    def mend_checkpoint(self) -> bool:
+        """Write the newest checkpoint and hint, if their writer died before it did. Whether there was need.
+
+        Part of upkeep; without it the next hundred commits make the next checkpoint.
+        """
+        return mend_checkpoint(self.objects, self.header, self.refresh(), self._accept)
 
     def commit(self, build: Build, *, reason: str, actor: str | None = None) -> Commit | None:
         """Append one commit of the operations that `build` makes of the newest state; `None` if it makes none.
@@ -260,25 +265,33 @@ class Ledger:
             except CommitOutcomeUnknownError as error:
                 may_exist, last = True, error
             try:
-                after, first = self._read_back(base)
+                winner = self._find(commit.number)
             except StoreUnavailableError as error:
                 last = error
                 continue
-            if first is not None:
-                return after, first.id == commit.id
+            if winner is not None:
+                after = self._advance(fold(base, [winner]))
+                return (after, True) if winner.id == commit.id else (self._follow(after), False)
         if may_exist:
             raise CommitOutcomeUnknownError(
                 f"whether commit {commit.number} took effect could not be learnt ({last}); repeating is safe"
             ) from last
         raise StoreUnavailableError(f"commit {commit.number} was not made: {last}") from last
 
-    def _read_back(self, base: StoreState) -> tuple[StoreState, Commit | None]:
-        """The end of the log, and the commit that follows `base`, if there is one."""
-        first, end = None, base
-        for end, batch in follow(self.objects, base, self._accept):
-            first = first or batch[0]
-            self._advance(end)
-        return end, first
+    def _find(self, number: int) -> Commit | None:
+        """Commit `number`, if the log is that long."""
+        try:
+            commit = read_commit(self.objects, number)
+        except NotFoundError:
+            return None
+        self._accept(commit)
+        return commit
+
+    def _follow(self, state: StoreState) -> StoreState:
+        """The end of the log, coming from `state`."""
+        for later, _ in follow(self.objects, state, self._accept):
+            state = self._advance(later)
+        return state
 
     def _advance(self, state: StoreState) -> StoreState:
         """Take note of a newer state; another thread may have seen a newer one yet."""

@@ -87,6 +87,8 @@ def _load(path: Path) -> Head | None:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if not data:  # the machine crashed within moments of the save
+        return None
     fields = Fields(parse_json(data, str(path)), str(path))
     head = Head(fields.text("store_id"), fields.integer("number"), fields.digest("digest"))
     fields.done()
@@ -94,4 +96,6 @@ def _load(path: Path) -> Head | None:
 
 
 def _save(path: Path, head: Head) -> None:
-    write_atomically(path, canonical_json({"store_id": head.store_id, "number": head.number, "digest": head.digest}))
+    data = canonical_json({"store_id": head.store_id, "number": head.number, "digest": head.digest})
+    # Not durable: waiting for the disk would cost every commit more than the store itself does.
+    write_atomically(path, data, is_durable=False)

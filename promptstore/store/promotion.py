@@ -9,7 +9,7 @@ from promptstore.core.digest import canonical_json
 from promptstore.core.operation import Attest, MoveAlias, Operation
 from promptstore.core.ref import DEFAULT_ALIAS, PromptRef
 from promptstore.core.state import PromptVersion, StoreState, TaskState
-from promptstore.errors import ConflictError, NotFoundError
+from promptstore.errors import ConflictError, InvalidInputError, NotFoundError
 
 
 class AnyVersion(Enum):
@@ -20,6 +20,7 @@ class AnyVersion(Enum):
 
 ANY: Final = AnyVersion.ANY
 Expected = int | None | AnyVersion
+MAX_STATEMENT_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,19 @@ def promotion_operations(state: StoreState, promotion: Promotion) -> list[Operat
 
 
 def attest_operation(version: PromptVersion, said: Statement) -> Attest | None:
-    """What makes the statement; `None` if it is the last one of its kind already."""
+    """What makes the statement; `None` if it is the last one of its kind already.
+
+    Raises:
+        InvalidInputError: its body is no JSON, or too large for what every reader keeps in memory.
+    """
+    body = canonical_json(dict(said.body))
+    if len(body) > MAX_STATEMENT_BYTES:
+        raise InvalidInputError(
+            f"{said.kind} of {version} has {len(body)} bytes, at most {MAX_STATEMENT_BYTES} fit; "
+            "keep the details elsewhere (an MLflow artifact, say) and name them by digest"
+        )
     earlier = [each.body for each in version.attestations if each.kind == said.kind]
-    if earlier and canonical_json(dict(earlier[-1])) == canonical_json(dict(said.body)):
+    if earlier and canonical_json(dict(earlier[-1])) == body:
         return None
     return Attest(version.task, version.number, said.kind, said.body)
 

@@ -1,10 +1,12 @@
 """A cold start equals a full fold, whatever the checkpoints are worth; and what it costs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
 
+from promptstore.core.digest import sha256_hex
 from promptstore.core.fold import fold
 from promptstore.core.operation import Publish
 from promptstore.core.state import StoreState
@@ -141,6 +143,19 @@ def test_a_checkpoint_that_lies_is_not_believed_unless_the_log_names_it(objects:
     assert Ledger.open(objects, actor="reader").state == honest
 
 
+def test_a_checkpoint_of_another_commit_is_not_taken_even_if_the_log_names_it(objects: ScriptedObjects) -> None:
+    """A writer with a bug: commit 201 names the checkpoint of commit 100."""
+    for number in range(202, LENGTH + 1):
+        objects.delete(commit_key(number))
+    older = objects.get(OLDER)
+    voucher = replace(read_commit(objects, 201), checkpoint=sha256_hex(older))
+    objects.put(commit_key(201), voucher.to_bytes())
+    objects.put(NEWEST, older)
+    ledger = Ledger.open(objects, actor="reader")
+    assert ledger.state.number == 201
+    assert ledger.state == fold(ledger.header.empty_state(), list(ledger.commits()))
+
+
 def test_a_store_that_cannot_take_checkpoints_still_takes_commits() -> None:
     def no_checkpoints(call: Call) -> Fault | None:
         return Fault.UNAVAILABLE if call.verb == "put" else None
@@ -158,3 +173,29 @@ def test_a_gap_in_the_log_ends_it_for_readers_and_is_corrupt_for_the_next_commit
     assert ledger.state.number == 239
     with pytest.raises(CorruptError, match="does not follow"):
         grow(objects, 2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda objects: objects.delete(NEWEST),
+        lambda objects: objects.put(NEWEST, b"damaged"),
+        lambda objects: objects.delete(HINT),
+        lambda objects: objects.put(HINT, encode_hint(100)),
+        lambda objects: [objects.delete(info.key) for info in list(objects.list(CHECKPOINTS))],
+    ],
+)
+def test_a_checkpoint_that_its_writer_did_not_leave_is_mended(
+    objects: ScriptedObjects, damage: Callable[[ScriptedObjects], object]
+) -> None:
+    good = {key: objects.get(key) for key in (NEWEST, HINT)}
+    ledger = Ledger.open(objects, actor="upkeep")
+    assert not ledger.mend_checkpoint()
+    damage(objects)
+    assert ledger.mend_checkpoint()
+    assert {key: objects.get(key) for key in (NEWEST, HINT)} == good
+    assert not ledger.mend_checkpoint()
+
+
+def test_a_short_log_has_no_checkpoint_to_mend() -> None:
+    assert not grow(ScriptedObjects(MemoryObjectStore()), 100).mend_checkpoint()

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from promptstore.core.operation import Condemn
 from promptstore.objects.memory import MemoryObjectStore
 from promptstore.store.garbage import DEFAULT_GRACE, collect_garbage
 from promptstore.store.layout import CHECKPOINTS, CLOCK, BlobKey, checkpoint_key
@@ -205,6 +206,8 @@ def test_two_collectors_at_once_do_no_harm(world: World, step: int) -> None:
     world.collect()
     world.objects.script = lambda _: None
     assert len(world.blobs()) == 2
+    operations = [operation for commit in world.another().ledger.commits() for operation in commit.operations]
+    assert sum(isinstance(operation, Condemn) for operation in operations) == 1
     assert verify(world.objects).is_clean
     world.publish(2)
     world.another().pull("sst2:2", for_model=None)

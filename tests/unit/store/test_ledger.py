@@ -222,6 +222,40 @@ def test_an_outcome_that_cannot_be_learnt_is_said_to_be_unknown_and_repeating_is
     assert ledger.state.number == 1
 
 
+def test_an_answer_that_may_mean_ours_is_not_called_a_failure(objects: ScriptedObjects) -> None:
+    """Created, answered "exists already", and then nothing can be read: to say "nothing changed" would be a lie."""
+    ledger = create(objects)
+
+    def denied_then_dark(call: Call) -> Fault | None:
+        return Fault.UNAVAILABLE if call.verb == "get" else Fault.DENIED
+
+    objects.script = denied_then_dark
+    with pytest.raises(CommitOutcomeUnknownError):
+        commit(ledger)
+    objects.script = lambda _: None
+    assert ledger.refresh().number == 1
+
+
+def test_what_a_ledger_knows_never_goes_back_while_threads_share_it(objects: ScriptedObjects) -> None:
+    writer, shared = create(objects), open_(objects)
+    commit(writer)
+    seen: list[int] = []
+
+    def another_thread_is_faster(call: Call) -> None:
+        seen.append(shared.state.number)
+        if call.key == commit_key(1):
+            objects.script = lambda _: None
+            for _ in range(3):
+                commit(writer)
+            shared.refresh()
+            objects.script = another_thread_is_faster
+
+    objects.script = another_thread_is_faster
+    shared.refresh()
+    assert seen[-1] == 4
+    assert seen == sorted(seen)
+
+
 def test_a_commit_that_surely_did_not_happen_says_so(objects: ScriptedObjects) -> None:
     ledger = create(objects)
     objects.script = lambda call: Fault.UNAVAILABLE if call.verb == "put_if_absent" else None

@@ -295,6 +295,11 @@ class TestPromote:
         assert len(version.attestations) == 1
         assert prompts.attest("sst2:1", "approval", {"by": "alan"}).attestations[1].body == {"by": "alan"}
 
+    def test_a_statement_is_small(self, prompts: PromptStore) -> None:
+        publish(prompts)
+        with pytest.raises(InvalidInputError, match="name them by digest"):
+            prompts.attest("sst2:1", "evaluation", {"predictions": ["x" * 10] * 10_000})
+
     def test_a_statement_reads_the_same_to_its_writer_as_to_everybody(
         self, prompts: PromptStore, objects: ScriptedObjects
     ) -> None:
