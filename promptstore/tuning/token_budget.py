@@ -19,10 +19,15 @@ SHARE_OF_FREE_MEMORY = 0.5
 
 
 class TokenBudget:
-    """Positions per pass. Halves when the device runs out of memory; rows stay in the same step, so results do too."""
+    """Positions per pass. Halves when the device runs out of memory; rows stay in the same step, so results do too.
+
+    has_news: it was halved for the first time, and nobody has said so yet.
+    """
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
+        self.has_news = False
+        self._was_halved = False
 
     @classmethod
     def of(cls, model: FrozenModel) -> "TokenBudget":
@@ -53,6 +58,7 @@ class TokenBudget:
                     ) from error
             # Out here the error, whose traceback holds the tensors of the pass, is gone.
             self.tokens = max(1, self.tokens // 2)
+            self.has_news, self._was_halved = self.has_news or not self._was_halved, True
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
