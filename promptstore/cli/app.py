@@ -1,6 +1,5 @@
 """The command tree."""
 
-import sys
 from importlib.metadata import version as installed_version
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from promptstore.errors import PromptStoreError
 app = typer.Typer(
     name="promptstore",
     no_args_is_help=True,
-    rich_markup_mode="rich" if sys.stdout.isatty() else None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Tune, understand, version, promote and serve soft prompts, correct in any batch.",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from promptstore.cli.options import AliasOption, JsonOption, ModelOption, RefArgument, StoreOption, TaskFilesArgument
-from promptstore.cli.output import emit, emit_one
+from promptstore.cli.output import emit, emit_one, note
 from promptstore.core.ref import DEFAULT_ALIAS
 from promptstore.errors import InvalidInputError, PromptStoreError, RefusedError
 
@@ -80,6 +80,34 @@ def gate(
     emit_one({**facts, **outcome.verdict.to_json()}, str(outcome), as_json=as_json)
     if not outcome.has_passed:
         raise RefusedError(f"{ref} did not pass the gate; {alias} was not moved")
+
+
+@app.command(rich_help_panel="Tune")
+def explain(
+    ref: RefArgument,
+    k: Annotated[int, typer.Option("-k", min=2, help="Nearest tokens to show of each virtual token.")] = 5,
+    model: ModelOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a prompt says: nearest tokens, how tight they lie, label words that persist, duplicates."""
+    from promptstore.cli.models import open_base_model
+    from promptstore.cli.store import open_store
+    from promptstore.settings import load_settings
+    from promptstore.tuning.explain import explain as read
+
+    base = open_base_model(model, load_settings(store=store))
+    pulled = open_store(store).pull(ref, for_model=base.fingerprint)
+    reading = read(base, pulled.prompt, pulled.manifest.task, k=k)
+    if as_json:
+        emit([{"version": str(pulled.version), **reading.to_json()}], as_json=True)
+        return
+    emit(reading.to_table(), as_json=False)
+    note(
+        f"tightness of {reading.control.vectors} random vectors: {reading.control.tightness_mean:.3f} "
+        f"± {reading.control.tightness_deviation:.3f}; {reading.distinct_virtual_tokens} of "
+        f"{len(reading.virtual_tokens)} virtual tokens are distinct. {reading.caution}"
+    )
 
 
 def _row(task: "TunedTask") -> dict[str, Any]:
