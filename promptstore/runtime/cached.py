@@ -1,12 +1,13 @@
 """Rows whose prompts' keys and values are kept: each request computes its own tokens and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.keys_values import ROOM, BatchCache, KeysValues, aligned, compute_keys_values
+from promptstore.lm.packed import run_packed
 from promptstore.runtime.row import PreparedPrompt, Row, RunningRows
 
 
@@ -20,7 +21,6 @@ class CachedDecoding:
         found = compute_keys_values(self._model, prompt, prefix_ids)
         return PreparedPrompt({"keys": found.keys, "values": found.values}, prefix_ids)
 
-    @torch.inference_mode()
     def read(self, rows: Sequence[Row]) -> Tensor:
         return self.open_rows(rows)[1]
 
@@ -35,14 +35,25 @@ class CachedDecoding:
     def join(self, cache: BatchCache | None, rows: Sequence[Row]) -> tuple[BatchCache, Tensor]:
         newcomers, states = self.open_rows(rows)
         running = [] if cache is None else [cache.slots(row) for row in range(cache.rows)]
-        return aligned([*running, *(newcomers.slots(row) for row in range(newcomers.rows))], room=ROOM), states
+        return aligned([*running, *newcomers()], room=ROOM), states
 
-    def open_rows(self, rows: Sequence[Row]) -> tuple[BatchCache, Tensor]:
-        """A cache that holds `rows`, and the states that their answers are read from."""
+    @torch.inference_mode()
+    def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
+        """What can be asked for afterwards: all that is known of each row; and the states their answers begin with."""
         parts = [split(row) for row in rows]
         inputs = [ids for _, ids in parts]
         cache = aligned([known for known, _ in parts], room=max(map(len, inputs)))
-        return cache, cache.run(self._model, inputs)
+        states = cache.run(self._model, inputs)
+        return lambda: [cache.slots(row) for row in range(cache.rows)], states
+
+
+class PackedDecoding(CachedDecoding):
+    """As `CachedDecoding`, with inputs packed instead of padded: what a CPU is fastest with."""
+
+    def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
+        parts = [split(row) for row in rows]
+        packed, states = run_packed(self._model, [known for known, _ in parts], [ids for _, ids in parts])
+        return packed.whole, states
 
 
 class _CachedRows:

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from promptstore.errors import InvalidInputError
 from promptstore.lm.frozen import FrozenModel
-from promptstore.runtime.cached import CachedDecoding
+from promptstore.lm.packed import disable_packing, enable_packing
+from promptstore.runtime.cached import CachedDecoding, PackedDecoding
 from promptstore.runtime.recomputed import RecomputedDecoding
 from promptstore.runtime.row import Decoding, PreparedPrompt, Row
 
@@ -17,28 +18,49 @@ def choose_decoding(model: FrozenModel) -> tuple[Decoding, str]:
     """The fastest way that gives this model's own answers, and why it was chosen.
 
     Cache layouts are a model's private matter, so the choice is made by trial: a mixed batch by keys and values
-    must give the same states as from input embeddings. Costs three forward passes over a few tokens.
+    must give the same states as from input embeddings. Costs a few forward passes over a few tokens.
     """
     plain = RecomputedDecoding(model)
     if model.is_encoder_decoder:
         return plain, "encoder-decoder: prompts enter as input embeddings"
+    if model.device.type == "cpu" and _is_packable(model, plain):
+        return PackedDecoding(model), "prompt keys and values are computed once per version; inputs are packed"
     cached = CachedDecoding(model)
+    problem = _problem(model, cached, plain)
+    if problem:
+        return plain, f"no prompt keys and values for this architecture: {problem}"
+    return cached, "prompt keys and values are computed once per version; inputs are padded"
+
+
+def _is_packable(model: FrozenModel, plain: Decoding) -> bool:
     try:
-        difference = _difference(model, cached, plain)
+        enable_packing(model)
+    except (InvalidInputError, ValueError):
+        return False
+    if not _problem(model, PackedDecoding(model), plain):
+        return True
+    disable_packing(model)
+    return False
+
+
+def _problem(model: FrozenModel, fast: Decoding, plain: Decoding) -> str:
+    """Why `fast` is not right for this model; empty if it is."""
+    try:
+        difference = _difference(model, fast, plain)
     except (InvalidInputError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
-        return plain, f"no prompt keys and values for this architecture: {error}"
-    if not difference <= TOLERANCE.get(model.dtype, 0.1):
-        return plain, f"prompt keys and values change this architecture's answers by {difference:.2g}"
-    return cached, "prompt keys and values are computed once per version"
+        return str(error)
+    if difference <= TOLERANCE.get(model.dtype, 0.1):
+        return ""
+    return f"its answers would change by {difference:.2g}"
 
 
-def _difference(model: FrozenModel, cached: Decoding, plain: Decoding) -> float:
+def _difference(model: FrozenModel, fast: Decoding, plain: Decoding) -> float:
     """How far apart the two ways are on a mixed batch and one step behind it, relative to the states' length."""
     tokens = [3, 5, 7, 11, 13, 17, 19]
     table = model.embeddings
     prompts = [table[torch.tensor(ids, device=model.device)].detach() for ids in ([3, 4, 5, 6, 7, 8, 9], [11, 2])]
     states: list[Tensor] = []
-    for decoding in (cached, plain):
+    for decoding in (fast, plain):
         ready: list[PreparedPrompt] = [decoding.prepare(prompt, (tokens[0],)) for prompt in prompts]
         rows = decoding.start()
         first = rows.join([Row(ready[0], tokens[:2]), Row(ready[1], tokens), Row(ready[1], tokens[1:4])])

@@ -1,14 +1,15 @@
 """The promise of the engine: an answer does not depend on who shares the batch, on padding or on arrival."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from torch import Tensor
 
 from promptstore.lm.frozen import FrozenModel
-from promptstore.lm.keys_values import BatchCache, aligned
-from promptstore.runtime.cached import CachedDecoding, split
+from promptstore.lm.keys_values import KeysValues, aligned
+from promptstore.lm.packed import enable_packing
+from promptstore.runtime.cached import CachedDecoding, PackedDecoding, split
 from promptstore.runtime.decoding import choose_decoding
 from promptstore.runtime.recomputed import RecomputedDecoding
 from promptstore.runtime.row import Decoding, Row
@@ -93,32 +94,48 @@ def test_an_answer_equals_the_one_request_answer(model: FrozenModel, seed: int) 
     assert compared > 3
 
 
-def test_decoder_only_models_keep_keys_and_values_and_encoder_decoders_do_not(model: FrozenModel) -> None:
+def test_each_model_gets_the_fastest_way_that_is_right_for_it(model: FrozenModel) -> None:
     decoding, reason = choose_decoding(model)
-    assert isinstance(decoding, RecomputedDecoding if model.is_encoder_decoder else CachedDecoding), reason
+    expected = {
+        "LlamaForCausalLM": PackedDecoding,
+        "GPT2LMHeadModel": PackedDecoding,
+        "Gemma2ForCausalLM": CachedDecoding,
+        "T5ForConditionalGeneration": RecomputedDecoding,
+    }
+    assert type(decoding) is expected[model.fingerprint.architecture], reason
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_padded_inputs_give_the_same_answers_as_packed_ones(seed: int) -> None:
+    """What a GPU gets, checked on the models that a CPU packs."""
+    for model in (tiny_llama(), tiny_gpt2()):
+        rng = random.Random(seed)
+        assert check_answers_in_batches(_rig(model, CachedDecoding(model)), _rig(model, RecomputedDecoding(model)), rng)
 
 
 class _PaddingCounted(CachedDecoding):
     """Broken on purpose: padding in front of shorter prompts is attended to and counted as positions."""
 
-    def open_rows(self, rows: Sequence[Row]) -> tuple[BatchCache, Tensor]:
+    def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
         parts = [split(row) for row in rows]
         cache = aligned([known for known, _ in parts], room=64)
         cache.starts = [0] * cache.rows
-        return cache, cache.run(self._model, [ids for _, ids in parts])
+        states = cache.run(self._model, [ids for _, ids in parts])
+        return lambda: [cache.slots(row) for row in range(cache.rows)], states
 
 
-class _NeighboursPrompt(CachedDecoding):
+class _NeighboursPrompt(PackedDecoding):
     """Broken on purpose: rows take the keys and values of their neighbour's prompt."""
 
-    def open_rows(self, rows: Sequence[Row]) -> tuple[BatchCache, Tensor]:
-        parts = [split(row) for row in rows]
-        cache = aligned([known for known, _ in (*parts[1:], parts[0])], room=64)
-        return cache, cache.run(self._model, [ids for _, ids in parts])
+    def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
+        return super().open_rows(
+            [Row(other.prompt, row.input_ids) for row, other in zip(rows, [*rows[1:], rows[0]], strict=True)]
+        )
 
 
 @pytest.mark.parametrize("broken", [_PaddingCounted, _NeighboursPrompt])
 def test_the_comparison_fails_for_a_broken_layout(broken: type[CachedDecoding]) -> None:
     model = tiny_llama()
+    enable_packing(model)
     with pytest.raises(AssertionError):
         check_answers_in_batches(_rig(model, broken(model)), _rig(model, RecomputedDecoding(model)), random.Random(0))
