@@ -102,6 +102,20 @@ def test_a_copy_that_was_written_to_is_refused(source: PromptStore, target: Scri
     assert open_(target).state.number == 8
 
 
+def test_a_copy_that_is_written_to_meanwhile_is_noticed(source: PromptStore, target: ScriptedObjects) -> None:
+    copy_store(source.ledger, target)
+    publish(source, range(60, 61))
+
+    def somebody_publishes_to_the_copy(call: Call) -> None:
+        if call.key == commit_key(8) and call.verb == "put_if_absent":
+            target.script = lambda _: None
+            publish(open_(target), range(50, 51))
+
+    target.script = somebody_publishes_to_the_copy
+    with pytest.raises(ConflictError, match="another commit 8"):
+        copy_store(source.ledger, target)
+
+
 def test_a_damaged_source_is_not_copied(source: PromptStore, target: ScriptedObjects) -> None:
     objects = source.ledger.objects
     payload = str(BlobKey("payload", source.resolve("sst2:4").payload))
