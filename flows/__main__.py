@@ -10,16 +10,18 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
 from pydantic import BaseModel, ValidationError
 
 from flows.environment import QUIET_FLOWS, server_environment
-from promptstore.errors import InvalidInputError, PromptStoreError
+from promptstore.errors import InvalidInputError, PromptStoreError, StoreUnavailableError
 from promptstore.store.files import write_atomically
 
 # Each flow's module and parameters. Imported when asked for: Prefect and torch take seconds.
@@ -51,12 +53,34 @@ def run_flow(name: str, parameters_file: Path, result_file: Path | None) -> None
     parameters = _parameters(name, parameters_file)
     for variable, value in QUIET_FLOWS.items():
         os.environ.setdefault(variable, value)
+    require_prefect()
     flow: Callable[[BaseModel], Any] = getattr(import_module(FLOWS[name][0]), name)
     result = flow(parameters)
     if result_file is not None:
         write_atomically(result_file, json.dumps(_plain(result), indent=2, default=str).encode() + b"\n")
     if failures := getattr(result, "failures", ()):
         raise PromptStoreError("; ".join(failures))
+
+
+def require_prefect() -> None:
+    """Find out at once, and in one line, whether the Prefect server answers.
+
+    Raises:
+        StoreUnavailableError: it does not; nothing was begun.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise InvalidInputError("PREFECT_API_URL is not set; `python -m flows server` starts a Prefect server")
+    for pause_s in (1.0, 2.0, 4.0, 0.0):
+        try:
+            httpx.get(f"{url}/health", timeout=10).raise_for_status()
+            return
+        except httpx.HTTPError as error:
+            failure = error
+            time.sleep(pause_s)
+    raise StoreUnavailableError(f"Prefect does not answer at {url} ({failure}); `python -m flows server` starts one")
 
 
 def start_server(home: Path, port: int) -> NoReturn:

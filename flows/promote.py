@@ -10,17 +10,27 @@ from flows.retrying import is_passing
 from promptstore.core.state import PromptVersion
 from promptstore.errors import RefusedError
 from promptstore.settings import load_settings
-from promptstore.tuning.job_gate import Confirmation, GateOutcome, confirm_promotion, promote_gated, undo_promotion
+from promptstore.tuning.job_gate import (
+    Answer,
+    Confirmation,
+    GateOutcome,
+    confirm_promotion,
+    promote_gated,
+    undo_promotion,
+)
 from promptstore.tuning.job_open import run_gate_job
 from promptstore.wiring import open_prompt_store
 
 
 class Approval(RunInput):
-    """What a person fills in on Prefect's page."""
+    """The form on Prefect's page."""
 
     approve: bool
     approver: str
     reason: str = ""
+
+    def answer(self) -> Answer:
+        return Answer(self.approve, self.approver, self.reason)
 
 
 @flow(name="promote", flow_run_name="promote {parameters.ref} to {parameters.alias}")
@@ -30,8 +40,8 @@ def promote(parameters: PromoteParameters) -> PromptVersion:
     report_gate(outcome)
     if not outcome.has_passed:
         raise RefusedError(str(outcome))
-    approval = ask_a_person(parameters, outcome) if parameters.approval == "person" else None
-    version = move(parameters, outcome, approval)
+    answer = ask_a_person(parameters, outcome) if parameters.approval == "person" else None
+    version = move(parameters, outcome, answer)
     confirmation = confirm(outcome)
     if confirmation.state == "broken":
         undo(outcome, confirmation)
@@ -53,28 +63,25 @@ def gate(parameters: PromoteParameters) -> GateOutcome:
     )
 
 
-def ask_a_person(parameters: PromoteParameters, outcome: GateOutcome) -> Approval:
+def ask_a_person(parameters: PromoteParameters, outcome: GateOutcome) -> Answer:
     """Pause until somebody answers the form on Prefect's page, which shows the figures."""
     form = Approval.with_initial_data(description=gate_page(outcome), approve=False, approver="")
     try:
-        answer = pause_flow_run(
+        approval: Approval = pause_flow_run(
             wait_for_input=form, timeout=parameters.approval_timeout_s, poll_interval=parameters.approval_poll_s
         )
     except FlowPauseTimeout as error:
         raise RefusedError(
             f"nobody answered for {outcome.ref} within {parameters.approval_timeout_s} s; the alias stays where it is"
         ) from error
-    if not answer.approve:
-        raise RefusedError(f"{answer.approver} declined {outcome.ref} for {outcome.alias}: {answer.reason}")
-    return answer
+    return approval.answer()
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
-def move(parameters: PromoteParameters, outcome: GateOutcome, approval: Approval | None) -> PromptVersion:
-    """The alias moves, and the approval is kept, in one commit."""
+def move(parameters: PromoteParameters, outcome: GateOutcome, answer: Answer | None) -> PromptVersion:
+    """The alias moves, and the answer is kept, in one commit."""
     store = open_prompt_store(load_settings(), create=False)
-    said = None if approval is None else {"approver": approval.approver, "reason": approval.reason}
-    return promote_gated(store, outcome, reason=parameters.reason or str(outcome), approval=said)
+    return promote_gated(store, outcome, reason=parameters.reason or str(outcome), answer=answer)
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)

@@ -1,13 +1,12 @@
 """From a published version to production: judge it, move the alias, look again (ADR 0020)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from promptstore.core.ref import DEFAULT_ALIAS, PromptRef
 from promptstore.core.state import PromptVersion
 from promptstore.core.task import TaskSpec
-from promptstore.errors import ConflictError, NotFoundError, PromptStoreError
+from promptstore.errors import ConflictError, NotFoundError, PromptStoreError, RefusedError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.store.promotion import Promotion, Statement
 from promptstore.store.prompt_store import PromptStore, PulledPrompt, Ref
@@ -95,22 +94,34 @@ def gate_fields(store: PromptStore, ref: Ref, alias: str = DEFAULT_ALIAS) -> tup
     return {name for each in tasks for name in (*each.template_fields, each.target_field)}, task
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a person said to a promotion."""
+
+    is_approved: bool
+    approver: str
+    reason: str
+
+    def statement(self, alias: str) -> Statement:
+        body = {"approved": self.is_approved, "approver": self.approver, "reason": self.reason, "alias": alias}
+        return Statement("approval", body)
+
+
 def promote_gated(
-    store: PromptStore,
-    outcome: GateOutcome,
-    *,
-    reason: str,
-    approval: Mapping[str, Any] | None = None,
-    actor: str | None = None,
+    store: PromptStore, outcome: GateOutcome, *, reason: str, answer: Answer | None = None, actor: str | None = None
 ) -> PromptVersion:
     """Move the alias to the judged version, if it still points at what the version was judged against.
 
-    approval: who agreed and why, attested in the same commit.
+    answer: of a person who was asked, kept in the same commit; a refusal is kept and moves nothing.
 
     Raises:
-        ConflictError: the alias moved since the gate; judge again. RefusedError: the verdict was `fail`.
+        ConflictError: the alias moved since the gate; judge again.
+        RefusedError: the verdict was `fail`, or the answer was no.
     """
-    statements = [] if approval is None else [Statement("approval", approval)]
+    statements = [] if answer is None else [answer.statement(outcome.alias)]
+    if answer is not None and not answer.is_approved:
+        store.attest(outcome.ref, "approval", statements[0].body, reason=answer.reason, actor=actor)
+        raise RefusedError(f"{answer.approver} declined {outcome.ref} for {outcome.alias}: {answer.reason}")
     move = Promotion(outcome.ref, outcome.alias, outcome.against, statements=statements)
     return store.release([move], reason=reason, actor=actor)[0]
 

@@ -1,7 +1,6 @@
 """A job ends with versions and everything that led to them, however often it is repeated and whatever breaks."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,31 +14,14 @@ from promptstore.lm.frozen import FrozenModel
 from promptstore.store.ledger import Ledger
 from promptstore.store.payload import encode_payload
 from promptstore.testing.job_place import QUICK, JobPlace
-from promptstore.testing.tiny_models import tiny_llama
 from promptstore.tracking import replay_spool
 from promptstore.tracking.mlflow_sink import connect
 from promptstore.tuning.job import tune_tasks
 from promptstore.tuning.job_folder import job_folder
 from promptstore.tuning.job_progress import SilentProgress
+from promptstore.tuning.task_file import read_task
 
-
-@pytest.fixture(scope="module")
-def model() -> FrozenModel:
-    return tiny_llama()
-
-
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database that need not be made again for every test."""
-    place = JobPlace(tmp_path_factory.mktemp("empty"))
-    connect(place.mlflow_uri).search_experiments()
-    return place.folder / "mlflow.db"
-
-
-@pytest.fixture
-def place(tmp_path: Path, empty_mlflow: Path) -> JobPlace:
-    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
-    return JobPlace(tmp_path)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +211,6 @@ def test_a_prompt_that_diverges_says_why_and_the_others_go_on(model: FrozenModel
     np.save(place.folder / "huge.npy", np.full((8, model.hidden_size), 3e38, dtype=np.float32))
     bad = place.task_file("mood")
     bad.write_text(bad.read_text() + f'[tuning]\ninitialise = "file:{place.folder / "huge.npy"}"\n')
-    from promptstore.tuning.task_file import read_task
-
     result = place.tune(model, read_task(bad), place.task("sst2"))
     diverged, good = result.tasks
     assert diverged.version is None

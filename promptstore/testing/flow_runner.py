@@ -1,0 +1,48 @@
+"""Flows in processes of their own, for tests."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A flow that ran in a process of its own."""
+
+    code: int
+    result: Any
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRunner:
+    """Runs flows as people do. folder: takes parameters and results; environment: of the flows' processes."""
+
+    folder: Path
+    environment: Mapping[str, str]
+
+    def start(self, flow: str, **parameters: Any) -> Callable[[], Ended]:
+        """Begin; the result is a call that waits for the end."""
+        number = len(list(self.folder.glob("*.parameters.json")))
+        asked = self.folder / f"{number}.parameters.json"
+        answered = self.folder / f"{number}.result.json"
+        asked.write_text(json.dumps(parameters))
+        arguments = [sys.executable, "-m", "flows", flow, "--parameters", str(asked), "--result", str(answered)]
+        process = subprocess.Popen(
+            arguments, env={**os.environ, **self.environment}, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+        def wait() -> Ended:
+            _, error = process.communicate(timeout=300)
+            result = json.loads(answered.read_bytes()) if answered.exists() else None
+            return Ended(process.returncode, result, error)
+
+        return wait
+
+    def run(self, flow: str, **parameters: Any) -> Ended:
+        return self.start(flow, **parameters)()

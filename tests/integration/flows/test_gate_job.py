@@ -1,0 +1,151 @@
+"""From a version to production and back, without a flow: two writers at once, a move that cannot be confirmed."""
+
+import shutil
+from pathlib import Path
+from threading import Barrier, Thread
+
+import pytest
+
+from promptstore.core.ref import PromptRef
+from promptstore.errors import ConflictError, IncompatibleModelError, InvalidInputError, RefusedError
+from promptstore.lm.frozen import FrozenModel
+from promptstore.store.prompt_store import PromptStore
+from promptstore.testing.job_place import JobPlace
+from promptstore.testing.tiny_models import tiny_llama
+from promptstore.tuning.data import load_rows
+from promptstore.tuning.gate import GatePolicy
+from promptstore.tuning.job_gate import (
+    Answer,
+    GateOutcome,
+    confirm_promotion,
+    gate_version,
+    promote_gated,
+    undo_promotion,
+)
+from promptstore.tuning.job_rows import split_validation
+from promptstore.tuning.rows import Rows
+from promptstore.wiring import open_prompt_store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def rows(place: JobPlace) -> Rows:
+    place.task_file("sst2")
+    return split_validation(load_rows(str(place.folder / "sst2.validation.jsonl")))[1]
+
+
+@pytest.fixture(scope="module")
+def tuned(model: FrozenModel, empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with three versions of one task; the third is tuned on wrong labels."""
+    place = JobPlace(tmp_path_factory.mktemp("tuned"))
+    shutil.copy(empty_mlflow, place.folder / "mlflow.db")
+    place.tune(model, place.task("sst2"), job="first")
+    place.tune(model, place.task("sst2"), job="second", seed=1)
+    place.tune(model, place.task("sst2", is_mislabelled=True), job="third", steps=48)
+    return Path(place.settings.store)
+
+
+@pytest.fixture
+def store(tuned: Path, place: JobPlace) -> PromptStore:
+    """A copy of that store, for one test alone."""
+    shutil.copytree(tuned, place.settings.store)
+    return place.store()
+
+
+def test_the_verdict_stands_in_the_log_with_every_figure(model: FrozenModel, store: PromptStore, rows: Rows) -> None:
+    promote_gated(store, gate_version(store, model, "sst2:1", rows), reason="first")
+    outcome = gate_version(store, model, "sst2:3", rows)
+    (said,) = (each.body for each in store.resolve("sst2:3").attestations if each.kind == "gate")
+    assert said == {**outcome.verdict.to_json(), "alias": "production", "against": 1}
+    assert said["verdict"] == "fail"
+    assert (said["rows"], said["data_digest"]) == (len(rows), rows.digest)
+    with pytest.raises(RefusedError, match="no passing gate"):
+        promote_gated(store, outcome, reason="hope")
+
+
+def test_a_gate_without_anything_in_production_has_its_own_rules(
+    model: FrozenModel, store: PromptStore, rows: Rows
+) -> None:
+    outcome = gate_version(store, model, "sst2:1", rows, policy=GatePolicy(minimum=1.01))
+    assert outcome.against is None
+    assert [check.name for check in outcome.verdict.failures] == ["minimum"]
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_says_what_happened(
+    model: FrozenModel, place: JobPlace, store: PromptStore, rows: Rows
+) -> None:
+    outcomes = [gate_version(store, model, f"sst2:{number}", rows) for number in (1, 2)]
+    ready, errors = Barrier(2), list[ConflictError]()
+
+    def promote(outcome: GateOutcome) -> None:
+        own = place.store()
+        ready.wait()
+        try:
+            promote_gated(own, outcome, reason="race")
+        except ConflictError as error:
+            errors.append(error)
+
+    threads = [Thread(target=promote, args=(outcome,)) for outcome in outcomes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winner = place.store().resolve("sst2").number
+    print(f"conflicts: {len(errors)}, winner: version {winner}")
+    (lost,) = errors
+    assert f"sst2@production points at version {winner}, expected nothing; somebody moved it" in str(lost)
+
+
+def test_a_promotion_is_confirmed_by_reading_it_as_a_server_would(
+    model: FrozenModel, store: PromptStore, rows: Rows
+) -> None:
+    outcome = gate_version(store, model, "sst2:1", rows)
+    promote_gated(store, outcome, reason="first")
+    assert confirm_promotion(store, outcome).state == "confirmed"
+    promote_gated(store, gate_version(store, model, "sst2:2", rows, policy=GatePolicy(max_drop=1)), reason="second")
+    assert confirm_promotion(store, outcome).state == "moved on"
+
+
+def test_a_version_whose_bytes_are_gone_is_taken_back(
+    model: FrozenModel, place: JobPlace, store: PromptStore, rows: Rows
+) -> None:
+    promote_gated(store, gate_version(store, model, "sst2:1", rows), reason="first")
+    outcome = gate_version(store, model, "sst2:2", rows, policy=GatePolicy(max_drop=1, alpha=0.0001))
+    promote_gated(store, outcome, reason="second")
+    for payload in Path(place.settings.store).rglob(f"{store.resolve('sst2:2').payload}.*"):
+        payload.unlink()
+    reader = open_prompt_store(place.settings.model_copy(update={"cache_bytes": 0}))
+    confirmation = confirm_promotion(reader, outcome)
+    assert confirmation.state == "broken"
+    assert "sst2:2" in confirmation.explanation
+    undo_promotion(reader, outcome, reason=confirmation.explanation)
+    assert reader.resolve("sst2").number == 1
+
+
+def test_taking_back_a_first_promotion_removes_the_alias(model: FrozenModel, store: PromptStore, rows: Rows) -> None:
+    outcome = gate_version(store, model, "sst2:1", rows)
+    promote_gated(store, outcome, reason="first")
+    undo_promotion(store, outcome, reason="no good")
+    assert "production" not in store.state.task("sst2").aliases
+    with pytest.raises(ConflictError, match="nothing to undo"):
+        undo_promotion(store, outcome, reason="again")
+
+
+def test_an_answer_is_kept_and_a_no_moves_nothing(model: FrozenModel, store: PromptStore, rows: Rows) -> None:
+    outcome = gate_version(store, model, "sst2:1", rows)
+    with pytest.raises(RefusedError, match="Ada declined sst2:1"):
+        promote_gated(store, outcome, reason="", answer=Answer(False, "Ada", "too soon"))
+    promote_gated(store, outcome, reason="", answer=Answer(True, "Bob", "fine"))
+    said = [dict(each.body) for each in store.resolve("sst2:1").attestations if each.kind == "approval"]
+    assert [(each["approver"], each["approved"]) for each in said] == [("Ada", False), ("Bob", True)]
+
+
+def test_a_version_of_another_model_is_not_judged(store: PromptStore, rows: Rows) -> None:
+    with pytest.raises(IncompatibleModelError, match="sst2:1"):
+        gate_version(store, tiny_llama(seed=1), PromptRef("sst2", number=1), rows)
+
+
+def test_a_handful_of_rows_is_too_few_to_split() -> None:
+    with pytest.raises(InvalidInputError, match="too few to pick a step"):
+        split_validation(Rows.of([{"text": "a", "label": "yes"}]))
