@@ -8,6 +8,7 @@ from pathlib import Path
 from promptstore.errors import InvalidInputError
 
 ENVIRONMENT_FILE = "env.sh"
+NOTHING_SENT = {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,4 +66,5 @@ class DemoPlace:
             "PROMPTSTORE_MLFLOW_URI": f"sqlite:///{self.folder / 'mlflow.db'}",
             "PREFECT_API_URL": prefect_api,
             "PREFECT_HOME": str(self.prefect),
+            **NOTHING_SENT,
         }
