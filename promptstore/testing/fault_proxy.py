@@ -80,11 +80,12 @@ class Answer:
 
 
 class FaultProxy:
-    """Stands before the server at `upstream`; `script` says what goes wrong, `requests` lists what came."""
+    """Stands before the server at `upstream`; `script` says what goes wrong. Lists `requests`, counts `faults`."""
 
     def __init__(self, upstream: str) -> None:
         self.script: Script = behave
         self.requests: list[ProxiedRequest] = []
+        self.faults = 0
         self._upstream = urlsplit(upstream).netloc
         self._lock = Lock()
         self._late: list[Thread] = []
@@ -113,7 +114,9 @@ class FaultProxy:
         with self._lock:
             request = ProxiedRequest(len(self.requests), method, path, is_create)
             self.requests.append(request)
-            return self.script(request)
+            fault = self.script(request)
+            self.faults += fault is not None
+            return fault
 
     def answer(self, fault: HttpFault | None, method: str, path: str, body: bytes, headers: Headers) -> Answer | None:
         """What the client shall get; `None`: nothing, the connection closes."""

@@ -49,7 +49,7 @@ class ServerProcess:
     def pid(self) -> int:
         return self._child.pid
 
-    def wait_until(self, is_ready: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
+    def wait_until(self, is_ready: Callable[[], bool], *, timeout_s: float = 120.0) -> None:
         """Return once `is_ready`; it may raise OSError meanwhile.
 
         Raises:
