@@ -30,8 +30,8 @@ class ObjectStoreContract:
 
     A subclass defines a fixture `store` that gives an empty store to every test.
 
-    is_atomic_under_races: `False` for emulators that check create-only without a lock. Their races may then have
-        more than one winner, so the two tests of races only require that somebody wins; never set it for a real store.
+    is_atomic_under_races: `False` for emulators that check create-only without a lock. A race may then have
+        more than one winner, so the test of it only requires that somebody wins; never set it for a real store.
     orders_names_that_continue_folders: `False` for servers that list folder by folder (`a/x` before `a-b`). The store
         format has no such names, so the tests with its kinds of names hold for them too.
     race_rounds: how often the create-only race is run.
