@@ -13,6 +13,8 @@ import httpx
 from promptstore.errors import PromptStoreError
 
 VERSION_HEADER = "x-promptstore-version"
+# Leaves the machine to the fit that runs beside.
+PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Traffic:
     def _ask(self) -> None:
         with httpx.Client(base_url=self._url, timeout=60) as client:
             for body in self._bodies:
-                if self._stopped.wait(0.02):
+                if self._stopped.wait(PAUSE_S):
                     return
                 started = time.monotonic()
                 try:
