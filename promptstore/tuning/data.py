@@ -8,7 +8,6 @@ from typing import Any
 from promptstore.core.task import TaskSpec
 from promptstore.errors import InvalidInputError, NotFoundError
 from promptstore.objects.open import StoreSettings, open_object_store
-from promptstore.settings import load_settings
 from promptstore.tuning.row_formats import READERS, RawRow
 from promptstore.tuning.rows import Rows
 
@@ -58,6 +57,8 @@ def _raw_rows(source: str, settings: StoreSettings | None) -> Iterator[RawRow]:
 
 def _read_bytes(source: str, settings: StoreSettings | None) -> bytes:
     if "://" in source:
+        from promptstore.settings import load_settings
+
         kind, _, place = source.partition("://")
         bucket, _, key = place.partition("/")
         return open_object_store(f"{kind}://{bucket}", settings or load_settings()).get(key)
