@@ -6,13 +6,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.setup-$(shell cat pyproject.toml requirements.lock 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-fast check format bench bench-quality clean
+.PHONY: help setup demo test test-ceph test-fast check format bench bench-quality clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(STAMP):
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	touch $(STAMP)
 
@@ -24,6 +24,9 @@ demo: setup ## Tune, publish, promote and serve two prompts on real weights and 
 
 test: setup ## Run every test against real servers
 	@$(BIN)/python -m pytest -q
+
+test-ceph: setup ## Run the object-store suites on Ceph RGW (Debian's radosgw ceph-mon ceph-osd ceph-common)
+	@$(BIN)/python -m pytest -q -m ceph
 
 test-fast: $(STAMP) ## Run the tests that need no server and no model
 	@$(BIN)/python -m pytest -q tests/unit
