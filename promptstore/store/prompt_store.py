@@ -90,13 +90,12 @@ class PromptStore:
         version = self.resolve(ref)
         try:
             pulled = self._read(version)
-        except NotFoundError as error:
-            # A version that expired since the last look: say so, rather than that its bytes are missing.
+        except NotFoundError:
+            # Expired and collected since the last look, perhaps, with the alias moved on before.
             self.refresh()
-            version = self.resolve(PromptRef(version.task, number=version.number))
-            raise CorruptError(f"{version} is in the log but its bytes are not in the store: {error}") from error
+            pulled = self._read_promised(self.resolve(ref))
         if for_model is not None:
-            pulled.manifest.fingerprint.require_match(for_model, str(version))
+            pulled.manifest.fingerprint.require_match(for_model, str(pulled.version))
         return pulled
 
     def publish(
@@ -177,7 +176,7 @@ class PromptStore:
             return promotion_operations(state, Promotion(target, alias, force=force))
 
         self.ledger.commit(build, reason=reason, actor=actor)
-        return self.resolve(target)
+        return _with_expired(self.state, target)
 
     def attest(
         self, ref: Ref, kind: str, body: Mapping[str, Any], *, reason: str = "", actor: str | None = None
@@ -250,6 +249,12 @@ class PromptStore:
 
         self.ledger.commit(build_and_note, reason=reason, actor=actor)
         return [_with_expired(self.state, ref) for ref in numbers]
+
+    def _read_promised(self, version: PromptVersion) -> PulledPrompt:
+        try:
+            return self._read(version)
+        except NotFoundError as error:
+            raise CorruptError(f"{version} is in the log but its bytes are not in the store: {error}") from error
 
     def _read(self, version: PromptVersion) -> PulledPrompt:
         manifest = self.manifest(version.digest)

@@ -79,10 +79,11 @@ def test_a_store_that_may_only_be_read_is_read_and_says_why_it_cannot_be_written
         prompts.pull("sst2:1", for_model=None)
         assert prompts.refresh().number == 1
         assert verify(objects).is_clean
-        for write in (
+        writes: list[Callable[[], object]] = [
             lambda: prompts.publish(sample_prompt(1), sample_task()),
             lambda: prompts.promote("sst2:1", "staging"),
-        ):
+        ]
+        for write in writes:
             with pytest.raises(StoreUnavailableError, match="permission"):
                 write()
 

@@ -210,6 +210,17 @@ class TestPull:
         with pytest.raises(NotFoundError, match="expired"):
             reader.pull("sst2:1", for_model=None)
 
+    def test_a_reader_that_did_not_see_the_alias_move_on_gets_what_it_points_at_now(
+        self, prompts: PromptStore, objects: ScriptedObjects
+    ) -> None:
+        publish(prompts, 2)
+        prompts.promote("sst2:1", "staging")
+        reader = another(objects)
+        prompts.promote("sst2:2", "staging")
+        version = prompts.expire(["sst2:1"])[0]
+        objects.delete(str(BlobKey("manifest", version.digest)))
+        assert reader.pull("sst2@staging", for_model=None).version.number == 2
+
 
 class TestPromote:
     def test_an_alias_moves_and_history_keeps_it(self, prompts: PromptStore) -> None:
