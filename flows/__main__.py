@@ -28,6 +28,8 @@ from promptstore.store.files import write_atomically
 FLOWS: Mapping[str, tuple[str, str]] = {
     "tune": ("flows.tune", "TuneParameters"),
     "promote": ("flows.promote", "PromoteParameters"),
+    "retrain": ("flows.retrain", "RetrainParameters"),
+    "maintain": ("flows.maintain", "MaintainParameters"),
 }
 
 

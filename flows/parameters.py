@@ -1,10 +1,13 @@
 """What flows are called with: typed here, shown as forms on Prefect's page, checked before anything runs."""
 
+from datetime import timedelta
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from promptstore.store.retention import RetentionPolicy
 from promptstore.tuning.gate import GatePolicy
+from promptstore.tuning.job_due import DueRules
 
 
 class Parameters(BaseModel):
@@ -48,3 +51,63 @@ class PromoteParameters(Parameters):
 
     def policy(self) -> GatePolicy:
         return GatePolicy(minimum=self.minimum, min_recall=self.min_recall, max_drop=self.max_drop, alpha=self.alpha)
+
+
+class RetrainParameters(Parameters):
+    """Find out which tasks are due and why, tune those, and promote what passes."""
+
+    tasks: list[str] = Field(min_length=1, description="task files (.toml), or names of tasks in the store")
+    on_new_data: bool = True
+    on_changed_task: bool = True
+    on_new_model: bool = True
+    max_age_days: float | None = Field(default=None, gt=0, description="a newest version older than this is due")
+    max_decay: float | None = Field(
+        default=None, ge=0, description="due if the metric of the version in use fell by more on today's rows"
+    )
+    overrides: dict[str, JsonValue] = Field(
+        default_factory=dict, description="tuning settings that win over the task's"
+    )
+    promote: bool = Field(default=True, description="gate and promote what was tuned")
+    alias: str = "production"
+    approval: Literal["automatic", "person"] = "automatic"
+    approval_timeout_s: int = Field(default=86_400, ge=1)
+    approval_poll_s: int = Field(default=10, ge=1)
+    model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
+
+    def rules(self) -> DueRules:
+        return DueRules(
+            on_new_data=self.on_new_data,
+            on_changed_task=self.on_changed_task,
+            on_new_model=self.on_new_model,
+            max_age=None if self.max_age_days is None else timedelta(days=self.max_age_days),
+            max_decay=self.max_decay,
+            alias=self.alias,
+        )
+
+    def tuning(self, tasks: list[str], job: str) -> TuneParameters:
+        return TuneParameters(tasks=tasks, job=job, overrides=self.overrides, model=self.model)
+
+    def promotion(self, ref: str, task_file: str | None, reason: str) -> PromoteParameters:
+        return PromoteParameters(
+            ref=ref,
+            task_file=task_file,
+            reason=reason,
+            alias=self.alias,
+            approval=self.approval,
+            approval_timeout_s=self.approval_timeout_s,
+            approval_poll_s=self.approval_poll_s,
+            model=self.model,
+        )
+
+
+class MaintainParameters(Parameters):
+    """Look after a store: verify, expire, collect garbage, bring catalogue and copy up to date."""
+
+    keep_newest: int = Field(default=10, ge=1, description="versions of each task that stay, whatever their age")
+    keep_days: float = Field(default=30, ge=0, description="younger versions stay, however many")
+    keep_previous: int = Field(default=3, ge=0, description="versions that each alias left last, to roll back to")
+    grace_hours: float = Field(default=72, ge=0, description="bytes stay so long after nothing needs them")
+    copy_to: str | None = Field(default=None, description="URL of a store in another region, brought up to date")
+
+    def policy(self) -> RetentionPolicy:
+        return RetentionPolicy(self.keep_newest, timedelta(days=self.keep_days), self.keep_previous)

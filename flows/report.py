@@ -1,9 +1,11 @@
 """What people see of a run on Prefect's page."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from promptstore.tuning.job_due import Due
 from promptstore.tuning.job_gate import GateOutcome
 from promptstore.tuning.job_result import JobResult
 
@@ -55,6 +57,27 @@ def gate_page(outcome: GateOutcome) -> str:
         *(f"| {check.name} | {'yes' if check.holds else '**no**'} | {check.explanation} |" for check in verdict.checks),
     ]
     return "\n".join(lines)
+
+
+def report_due(found: Sequence[Due]) -> None:
+    """Every task that was looked at, and why it is due or not."""
+    table = [
+        {"task": each.task, "due": "yes" if each.reasons else "no", "why": "; ".join(each.reasons) or each.fresh}
+        for each in found
+    ]
+    create_table_artifact(key="due", table=table, description="which tasks are due, and why")
+
+
+def report_care(facts: Mapping[str, Any]) -> None:
+    """What was done for the store."""
+    table = [{"what": name.replace("_", " "), "found": _spoken(value)} for name, value in facts.items()]
+    create_table_artifact(key="care", table=table, description="what was done for the store")
+
+
+def _spoken(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(str(each) for each in value) or "none"
+    return "-" if value is None else str(value)
 
 
 def _figure(value: float | None) -> str:

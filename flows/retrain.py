@@ -1,0 +1,86 @@
+"""The flow that keeps prompts fresh: what is due and why, tune it, promote what is no worse."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from prefect import flow, get_run_logger, task
+from prefect.client.schemas.objects import State
+
+from flows.parameters import RetrainParameters
+from flows.promote import promote
+from flows.report import report_due
+from flows.retrying import is_passing
+from flows.tune import tune
+from promptstore.core.state import PromptVersion
+from promptstore.errors import ConflictError
+from promptstore.settings import load_settings
+from promptstore.tuning.job_due import Due, due_tasks, job_name
+from promptstore.tuning.job_open import find_task
+from promptstore.tuning.job_result import JobResult
+from promptstore.wiring import open_prompt_store
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainResult:
+    """due: every task that was looked at. promoted: versions that are in use now. refused: why others are not.
+
+    skipped: why nothing was done although something is due: an earlier run is still at it.
+    """
+
+    due: tuple[Due, ...]
+    skipped: str | None = None
+    tuned: JobResult | None = None
+    promoted: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> Sequence[str]:
+        return () if self.tuned is None else self.tuned.failures
+
+
+@flow(name="retrain")
+def retrain(parameters: RetrainParameters) -> RetrainResult:
+    """Tune what is due. A run that crashed is gone on with by the next, because equal work has an equal name."""
+    found = look(parameters)
+    report_due(found)
+    wanted = {each.task: file for each, file in zip(found, parameters.tasks, strict=True) if each.reasons}
+    if not wanted:
+        return RetrainResult(tuple(found))
+    job = job_name([each for each in found if each.reasons], parameters.overrides)
+    state: State[JobResult] = tune(parameters.tuning(list(wanted.values()), job), return_state=True)
+    if state.is_failed() and isinstance(error := state.result(raise_on_failure=False), ConflictError):
+        get_run_logger().warning("skipped: %s", error)
+        return RetrainResult(tuple(found), skipped=str(error))
+    tuned = state.result()
+    promoted, refused = promote_each(parameters, found, tuned, wanted) if parameters.promote else ((), ())
+    return RetrainResult(tuple(found), None, tuned, tuple(promoted), tuple(refused))
+
+
+@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
+def look(parameters: RetrainParameters) -> list[Due]:
+    """Every task, due or not, with the reasons."""
+    settings = load_settings(model=parameters.model)
+    store = open_prompt_store(settings)
+    tasks = [find_task(name, store) for name in parameters.tasks]
+    return due_tasks(tasks, store, settings, parameters.rules(), now=datetime.now(UTC))
+
+
+def promote_each(
+    parameters: RetrainParameters, found: Sequence[Due], tuned: JobResult, files: dict[str, str]
+) -> tuple[list[str], list[str]]:
+    """What passes is promoted; what does not says why and holds up nobody else."""
+    why = {each.task: "; ".join(each.reasons) for each in found}
+    promoted, refused = [], []
+    for each in tuned.tasks:
+        if each.version is None:
+            continue
+        file = files[each.task] if files[each.task].endswith(".toml") else None
+        state: State[PromptVersion] = promote(
+            parameters.promotion(each.version, file, f"retrained: {why[each.task]}"), return_state=True
+        )
+        if state.is_completed():
+            promoted.append(each.version)
+        else:
+            refused.append(str(state.result(raise_on_failure=False)))
+    return promoted, refused
