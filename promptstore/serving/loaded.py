@@ -68,11 +68,11 @@ def load_prompt(pulled: PulledPrompt, model: FrozenModel) -> LoadedPrompt:
     encoder = TaskEncoder(task, model, reserved=pulled.prompt.num_virtual_tokens + answer_tokens)
     labels = encoder.label_token_ids if task.kind == "classification" else ()
     return LoadedPrompt(
-        pulled.version.digest, manifest, pulled.prompt, encoder, labels, _common_start(encoder, task.template_fields)
+        pulled.version.digest, manifest, pulled.prompt, encoder, labels, common_start(encoder, task.template_fields)
     )
 
 
-def _common_start(encoder: TaskEncoder, fields: tuple[str, ...]) -> tuple[int, ...]:
+def common_start(encoder: TaskEncoder, fields: tuple[str, ...]) -> tuple[int, ...]:
     """The tokens that unlike inputs have in common at their start. Only a hint: each input is compared with them."""
     encoded = [encoder.encode(dict.fromkeys(fields, probe)) for probe in _PROBES]
     shared = 0
