@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.setup-$(shell cat pyproject.toml requirements.lock 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-ceph test-fast check format bench bench-quality clean
+.PHONY: help setup demo up down stack test test-ceph test-fast check format bench bench-quality clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +21,15 @@ setup: $(STAMP) ## Build .venv from the lock; fetch the demo's model and data on
 
 demo: setup ## Tune, publish, promote and serve two prompts on real weights and text
 	@$(BIN)/promptstore demo
+
+up: setup ## Start the local stack: PostgreSQL, S3, MLflow, Prefect and a server; STACK=--free-ports if one is taken
+	@$(BIN)/python -m infra.stack up $(STACK)
+
+down: $(STAMP) ## Stop what `make up` started; its data stays in build/stack
+	@$(BIN)/python -m infra.stack down
+
+stack: $(STAMP) ## Show what of the stack is up, and where
+	@$(BIN)/python -m infra.stack status
 
 test: setup ## Run every test against real servers
 	@$(BIN)/python -m pytest -q
@@ -47,5 +56,6 @@ bench: setup ## Measure speed as ratios in one run; writes build/bench.json
 bench-quality: setup ## Measure accuracy against the peer; writes build/quality.json
 	@$(BIN)/python -m infra.bench quality
 
-clean: ## Remove what setup and the demo made
+clean: ## Remove what setup, the demo and the stack made
+	@[ ! -d build/stack ] || $(BIN)/python -m infra.stack down
 	rm -rf .venv build promptstore-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,11 +1,19 @@
 """Real servers on loopback, started for a test run and gone with it."""
 
 from promptstore.testing.servers.ceph import ceph_server
-from promptstore.testing.servers.postgres import PostgresServer, postgres_server
-from promptstore.testing.servers.process import MissingServerError, ServerProcess, free_port
-from promptstore.testing.servers.s3 import S3Server, careless_server, moto_server, seaweedfs_server
+from promptstore.testing.servers.postgres import PostgresServer, postgres_programs, postgres_server, postgres_user
+from promptstore.testing.servers.process import MissingServerError, ServerProcess, free_port, group_of
+from promptstore.testing.servers.s3 import (
+    WEED_PORTS,
+    S3Server,
+    careless_server,
+    moto_server,
+    seaweedfs_server,
+    weed_command,
+)
 
 __all__ = [
+    "WEED_PORTS",
     "MissingServerError",
     "PostgresServer",
     "S3Server",
@@ -13,7 +21,11 @@ __all__ = [
     "careless_server",
     "ceph_server",
     "free_port",
+    "group_of",
     "moto_server",
+    "postgres_programs",
     "postgres_server",
+    "postgres_user",
     "seaweedfs_server",
+    "weed_command",
 ]

