@@ -35,8 +35,8 @@ class Settings(BaseSettings):
     model: str = Field(
         default="asset:smollm2-135m", description="base model: hf:<repo>[@rev], a folder, a .gguf, asset:…"
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …, balanced")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
     s3_endpoint: str | None = Field(default=None, description="for S3-compatible servers; AWS if unset")
     s3_region: str | None = None
     s3_addressing: Literal["auto", "path", "virtual"] = "auto"

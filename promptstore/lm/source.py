@@ -21,8 +21,9 @@ def open_model(source: str, *, cache_dir: Path, device: str = "auto", dtype: str
     """The base model that `source` names, frozen and on its device. Blocks: seconds from a disk, minutes from a hub.
 
     source: `hf:<repository>[@<revision>]`, a model folder, a `.gguf` file, or `asset:smollm2-135m`.
-    device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, … dtype: `auto` (bfloat16 where the device
-    computes it natively, else float32), `float32`, `bfloat16`, `float16`.
+    device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, …, or `balanced` (spread over all GPUs).
+    dtype: `auto` (bfloat16 where the device computes it natively, else float32), `float32`, `bfloat16`, `float16`, or
+    `int8` and `int4` (weights quantised while loading).
 
     Raises:
         InvalidInputError: no such kind of source, or the model has no language-model head, or no such device.

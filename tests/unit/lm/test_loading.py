@@ -1,5 +1,6 @@
 """A model folder is loaded whole or refused with the reason."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from promptstore.errors import CorruptError, InvalidInputError, NotFoundError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.layout import lay_out
-from promptstore.lm.loading import choose_device, choose_dtype
+from promptstore.lm.placement import choose_device, choose_dtype, choose_placement
 from promptstore.lm.scoring import label_logits
 from promptstore.lm.source import describe_source, open_model
 from promptstore.testing.tiny_models import tiny_llama, tiny_t5
@@ -141,10 +142,57 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
 
 
 def test_an_unknown_dtype_is_refused_and_auto_is_one_that_a_cpu_computes() -> None:
-    with pytest.raises(InvalidInputError, match="dtype 'int4' is unknown; use auto, float32, bfloat16, float16"):
-        choose_dtype("int4", torch.device("cpu"))
+    with pytest.raises(
+        InvalidInputError, match="dtype 'fp8' is unknown; use auto, float32, bfloat16, float16, int8, int4"
+    ):
+        choose_dtype("fp8", torch.device("cpu"))
 
     assert choose_dtype("auto", torch.device("cpu")) in {torch.float32, torch.bfloat16}
+
+
+def test_a_network_spread_over_all_devices_answers_as_on_one(tmp_path: Path) -> None:
+    folder = saved(tiny_llama(), tmp_path)
+    on_one = opened(folder)
+
+    spread = open_model(str(folder), cache_dir=tmp_path, device="balanced", dtype="float32")
+
+    assert choose_placement("balanced", "float32").loading == {"device_map": "balanced"}
+    prompt = torch.ones(3, 32)
+    batches = (lay_out(model, [prompt.to(model.device)], [[5, 6, 7]]) for model in (on_one, spread))
+    ours, theirs = (label_logits(model, batch, (8, 9)) for model, batch in zip((on_one, spread), batches, strict=True))
+    torch.testing.assert_close(theirs.cpu(), ours, atol=1e-4, rtol=0)
+
+
+def test_a_quantised_base_gives_prompts_gradients_and_keeps_its_fingerprint(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = saved(tiny_llama(hidden_size=64), tmp_path)
+    plain = opened(folder)
+
+    model = opened(folder, dtype="int8")
+
+    assert any(weight.dtype in {torch.int8, torch.uint8} for weight in model.network.parameters())
+    assert model.fingerprint == plain.fingerprint
+    before = model.weights_digest_now()
+    prompt = torch.ones(3, 64, requires_grad=True)
+    logits = label_logits(model, lay_out(model, [prompt, None], [[5, 6, 7], [8] * 20]), (8, 9))
+    (gradient,) = torch.autograd.grad(logits.sum(), [prompt])
+    assert bool((gradient.abs().sum(dim=1) > 0).all())
+    assert model.weights_digest_now() == before
+
+
+def test_without_the_library_that_quantises_it_says_what_to_install() -> None:
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        pytest.skip("bitsandbytes is installed")
+
+    with pytest.raises(
+        InvalidInputError, match=r"dtype int8 needs bitsandbytes; pip install 'promptstore\[quantised\]'"
+    ):
+        choose_placement("cpu", "int8")
+
+
+def test_a_form_of_weights_that_would_silently_give_no_gradient_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="int4 gives prompts no gradient on a CPU"):
+        choose_placement("cpu", "int4")
 
 
 @pytest.mark.parametrize("source", ["smollm2", "openai:gpt-4", ""])
