@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
 from promptstore.lm.frozen import FrozenModel
-from promptstore.tuning.events import FitEvent, FitFinished, FitResult
+from promptstore.tuning.events import CheckpointSaved, FitEvent, FitFinished, FitResult
 from promptstore.tuning.fit_checkpoint import (
     CheckpointSlot,
     Saved,
@@ -69,11 +69,11 @@ class Crew:
         leaving = {each.name: each.result(self._model, each.reason) for each in self.active if each.reason is not None}
         self.active = [each for each in self.active if each.name not in leaving]
         self.finished |= leaving
-        self._save(now, is_urgent=bool(leaving))
+        yield from self._save(now, is_urgent=bool(leaving))
         for name, result in leaving.items():
             yield FitFinished(name, result)
 
-    def _save(self, now: float, *, is_urgent: bool) -> None:
+    def _save(self, now: float, *, is_urgent: bool) -> Iterator[FitEvent]:
         if self._checkpoint is None:
             return
         if not is_urgent and self._saved_at is not None and now - self._saved_at < self._save_every_s:
@@ -81,6 +81,7 @@ class Crew:
         kept = {name: each for name, each in self._saved.items() if self._is_still_waiting(name)}
         self._checkpoint.save(encode_checkpoint(self.active, self.finished, self._identities, kept))
         self._saved_at = now
+        yield CheckpointSaved({each.name: each.step for each in self.active})
 
     def _is_still_waiting(self, name: str) -> bool:
         return any(each.job.name == name for each in self.waiting)

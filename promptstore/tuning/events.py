@@ -1,5 +1,6 @@
 """What a fit says while it runs: plain values, one after the other, for whoever asked for them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,4 +76,11 @@ class FitFinished:
     result: FitResult
 
 
-FitEvent = Notice | StepReport | ValidationReport | FitFinished
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    """Everything up to here survives the process. steps: of each prompt that is still being fitted."""
+
+    steps: Mapping[str, int]
+
+
+FitEvent = Notice | StepReport | ValidationReport | FitFinished | CheckpointSaved

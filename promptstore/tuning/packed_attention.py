@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # The name under which transformers finds this function.
-IMPLEMENTATION = "promptstore_packed"
+IMPLEMENTATION = "promptstore_packed_tuning"
 
 
 @dataclass(slots=True, eq=False)

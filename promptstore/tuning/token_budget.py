@@ -54,7 +54,7 @@ class TokenBudget:
                 if self.tokens == 1:
                     raise InvalidInputError(
                         "a single row does not fit the device's memory; lower max_input_tokens or "
-                        "num_virtual_tokens, or take a smaller base model"
+                        "num_virtual_tokens, fit fewer prompts at a time, or take a smaller base model"
                     ) from error
             # Out here the error, whose traceback holds the tensors of the pass, is gone.
             self.tokens = max(1, self.tokens // 2)
