@@ -68,7 +68,13 @@ def test_a_demo_interrupted_in_any_phase_leaves_a_sound_store_and_goes_further_w
 def interrupt_at(phase: str, arguments: list[str], folder: Path) -> None:
     """Ctrl-C once the demo says that `phase` begins: one message, exit code 130, no child left behind."""
     process = subprocess.Popen(
-        arguments, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        arguments,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=accept_interrupts,
     )
     assert process.stderr is not None
     said = ""
@@ -82,6 +88,11 @@ def interrupt_at(phase: str, arguments: list[str], folder: Path) -> None:
     assert said.splitlines()[-1].startswith("interrupted")
     assert "Traceback" not in said
     assert children_with(str(folder)) == []
+
+
+def accept_interrupts() -> None:
+    """A test run in a shell's background ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def children_with(text: str) -> list[str]:
