@@ -143,14 +143,20 @@ def test_a_checkpoint_that_lies_is_not_believed_unless_the_log_names_it(objects:
     assert Ledger.open(objects, actor="reader").state == honest
 
 
-def test_a_checkpoint_of_another_commit_is_not_taken_even_if_the_log_names_it(objects: ScriptedObjects) -> None:
-    """A writer with a bug: commit 201 names the checkpoint of commit 100."""
+@pytest.mark.parametrize("bug", ["names the one before", "names a wrong digest"])
+def test_a_checkpoint_of_another_commit_is_not_taken_even_if_the_log_names_it(
+    objects: ScriptedObjects, bug: str
+) -> None:
+    """A writer with a bug made commit 201."""
+    moment = datetime.fromisoformat(read_commit(objects, 200).at)
+    state = Ledger.open(objects, actor="reader").state_at(moment)
+    wrong = encode_checkpoint(replace(state, digest="0" * 64))
+    checkpoint = objects.get(OLDER) if bug == "names the one before" else wrong
     for number in range(202, LENGTH + 1):
         objects.delete(commit_key(number))
-    older = objects.get(OLDER)
-    voucher = replace(read_commit(objects, 201), checkpoint=sha256_hex(older))
+    voucher = replace(read_commit(objects, 201), checkpoint=sha256_hex(checkpoint))
     objects.put(commit_key(201), voucher.to_bytes())
-    objects.put(NEWEST, older)
+    objects.put(NEWEST, checkpoint)
     ledger = Ledger.open(objects, actor="reader")
     assert ledger.state.number == 201
     assert ledger.state == fold(ledger.header.empty_state(), list(ledger.commits()))

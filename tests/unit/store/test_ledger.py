@@ -247,7 +247,7 @@ def test_what_a_ledger_knows_never_goes_back_while_threads_share_it(objects: Scr
             objects.script = lambda _: None
             for _ in range(3):
                 commit(writer)
-            shared.refresh()
+            seen.append(shared.refresh().number)
             objects.script = another_thread_is_faster
 
     objects.script = another_thread_is_faster
