@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from typing import Protocol
@@ -81,6 +82,7 @@ class Follower:
         self._polling = Lock()
         self._stopped = Event()
         self._thread = Thread(target=self._follow, name="follower", daemon=True)
+        self._prefetching = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self.table = AliasTable(store.state)
         self.status = FollowStatus(clock())
 
@@ -98,6 +100,7 @@ class Follower:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._prefetching.shutdown(wait=True, cancel_futures=True)
 
     def poll(self) -> None:
         """Looks at the store once and switches what moved. Never raises for the store: see `status`."""
@@ -164,6 +167,20 @@ class Follower:
                 self._bank.release(target.prompt.digest, pin=True)
         for key in moved:
             self._report(key, old.targets.get(key), made[key])
+        self._prefetch(old.state, state, {task for task, _ in targets})
+
+    def _prefetch(self, before: StoreState, after: StoreState, served: Iterable[str]) -> None:
+        """Makes the newest version of served tasks ready: what is published now is likely to be promoted soon."""
+        for name in served:
+            known, newest = before.tasks.get(name), after.tasks[name].versions[-1]
+            if known is not None and newest.number > len(known.versions) and not newest.is_expired:
+                self._prefetching.submit(self._make_likely, newest)
+
+    def _make_likely(self, version: PromptVersion) -> None:
+        ref = PromptRef(version.task, number=version.number)
+        with suppress(PromptStoreError):  # whatever is wrong with it is said when an alias moves there
+            self._bank.hold(version.digest, lambda: self.pull(ref, version))
+            self._prepare(version.digest).add_done_callback(lambda _: self._bank.release(version.digest))
 
     def _wanted(self, state: StoreState) -> Iterable[tuple[AliasKey, PromptVersion]]:
         for task in state.tasks.values():

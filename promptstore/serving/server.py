@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -87,7 +88,7 @@ def serving(
         bank,
         fingerprint=model.fingerprint,
         load=partial(load_prompt, model=model),
-        prepare=lambda digest: scheduler.call(lambda: bank.prepared(digest)),
+        prepare=partial(_prepare, scheduler, bank),
         tasks=options.tasks,
         poll_s=options.poll_s,
     )
@@ -111,6 +112,15 @@ def serving(
         follower.close()
         scheduler.drain(options.drain_s)
         scheduler.close()
+
+
+def _prepare(scheduler: Scheduler, bank: PromptBank[LoadedPrompt], digest: str) -> Future[object]:
+    """Puts a held prompt on the device between two batches; waits for none if it is there already."""
+    if bank.tier(digest) == "device":
+        ready: Future[object] = Future()
+        ready.set_result(None)
+        return ready
+    return scheduler.call(lambda: bank.prepared(digest))
 
 
 class DrainingServer(uvicorn.Server):

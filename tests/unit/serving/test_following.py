@@ -1,5 +1,6 @@
 """An alias switches when, and only when, what it is to mean is ready; whatever is wrong, the old version answers."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,6 +91,19 @@ def test_the_new_version_is_on_the_device_before_the_alias_names_it(world: World
     assert world.context.bank.tier(version.digest) == "device"
 
 
+def test_a_version_is_made_ready_when_it_is_published_before_any_alias_moves(world: World, model: FrozenModel) -> None:
+    version = publish_random(world.writer, model, SENTIMENT, seed=2, alias=None)
+    world.poll()
+    deadline = time.monotonic() + 10
+    while world.context.bank.tier(version.digest) != "device":
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert world.version() == "sentiment:1"
+    world.writer.promote("sentiment:2", reason="test", force=True)
+    world.poll()
+    assert world.version() == "sentiment:2"
+
+
 def test_new_tasks_and_aliases_appear_and_deleted_ones_go(world: World, model: FrozenModel) -> None:
     publish_random(world.writer, model, TOPIC, seed=2, alias="staging")
     assert world.status("topic@staging") == (404, "model_not_found")
@@ -123,6 +137,7 @@ def test_a_store_that_is_down_fails_no_request_and_is_reported(world: World, mod
 
 def test_a_version_that_was_not_pulled_before_is_503_while_the_store_is_down(world: World, model: FrozenModel) -> None:
     publish_random(world.writer, model, SENTIMENT, seed=2, alias=None)
+    publish_random(world.writer, model, SENTIMENT, seed=3, alias=None)
     world.poll()
     world.faults.script = _down
     assert world.status("sentiment:2") == (503, "store_unavailable")
