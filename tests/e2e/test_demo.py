@@ -74,7 +74,7 @@ def interrupt_at(phase: str, arguments: list[str], folder: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=accept_interrupts,
+        preexec_fn=accept_interrupts,  # noqa: PLW1509 - it starts no thread
     )
     assert process.stderr is not None
     said = ""
