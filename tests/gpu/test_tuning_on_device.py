@@ -1,0 +1,80 @@
+"""A fit on the device there is: a GPU if this machine has one."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.placement import choose_device
+from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama, tiny_t5
+from promptstore.testing.tuning_tasks import echo_job, sentiment_job
+from promptstore.tuning.answers import answer_losses
+from promptstore.tuning.events import FitFinished, StepReport
+from promptstore.tuning.examples import Example
+from promptstore.tuning.fit import FitOptions, fit
+from promptstore.tuning.packed import PackedPasses, choose_passes
+from promptstore.tuning.padded import PaddedPasses
+from promptstore.tuning.passes import Group, Item, Passes
+
+DEVICE = choose_device("auto")
+DECODERS = [tiny_llama, tiny_gpt2, tiny_gemma]
+MakeModel = Callable[..., FrozenModel]
+
+
+def on_device(make: MakeModel, dtype: torch.dtype = torch.float32) -> FrozenModel:
+    model = make(hidden_size=64)
+    model.network.to(DEVICE, dtype)
+    return model
+
+
+def gradients(model: FrozenModel, passes: Passes) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randn(n, 64, generator=generator).to(DEVICE).requires_grad_() for n in (1, 20, 100)]
+    rows = [torch.randint(3, 480, (n,), generator=generator).tolist() for n in (5, 150, 31, 8, 64, 12)]
+    items = [Item(at % 3, Example(tuple(row), (11,), 0)) for at, row in enumerate(rows)]
+    open_pass = passes.open([Group(prompt) for prompt in prompts])
+    torch.autograd.backward(answer_losses(model, open_pass.states(items), items, [(11, 42)] * 3).sum())
+    open_pass.close()
+    return [prompt.grad for prompt in prompts if prompt.grad is not None]
+
+
+@pytest.mark.parametrize("make", DECODERS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.15)])
+def test_packed_gradients_are_padded_gradients(make: MakeModel, dtype: torch.dtype, tolerance: float) -> None:
+    model = on_device(make, dtype)
+    for ours, theirs in zip(gradients(model, PackedPasses(model)), gradients(model, PaddedPasses(model)), strict=True):
+        assert float((ours - theirs).norm()) < tolerance * float(theirs.norm())
+
+
+@pytest.mark.parametrize("make", DECODERS)
+def test_the_device_takes_packed_rows(make: MakeModel) -> None:
+    assert isinstance(choose_passes(on_device(make)), PackedPasses)
+
+
+@pytest.mark.parametrize("make", [*DECODERS, tiny_t5])
+def test_prompts_fitted_together_are_prompts_fitted_alone(make: MakeModel) -> None:
+    model = on_device(make)
+    before = model.weights_digest_now()
+    jobs = [sentiment_job("a", num_virtual_tokens=50), echo_job("b"), sentiment_job("c", optimiser="adafactor", seed=1)]
+    together = {event.job: event.result for event in fit(model, jobs) if isinstance(event, FitFinished)}
+    for job in jobs:
+        alone = next(event.result for event in fit(model, [job]) if isinstance(event, FitFinished))
+        difference = np.linalg.norm(together[job.name].last.embeddings - alone.last.embeddings)
+        assert difference < 0.02 * np.linalg.norm(alone.last.embeddings)
+    assert model.weights_digest_now() == before
+
+
+def test_a_fit_in_bfloat16_keeps_a_float32_master_and_learns() -> None:
+    model = on_device(tiny_llama, torch.bfloat16)
+    job = sentiment_job(num_virtual_tokens=8, steps=60, batch_size=8, learning_rate=0.1, evaluate_every=20)
+    events = list(fit(model, [job], options=FitOptions(report_every=20)))
+    losses = [event.loss for event in events if isinstance(event, StepReport)]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+    result = next(event.result for event in events if isinstance(event, FitFinished))
+    # Values that bfloat16 cannot hold: the master copy was not rounded to it.
+    rounded = torch.tensor(result.last.embeddings).bfloat16().float().numpy()
+    assert bool((rounded != result.last.embeddings).any())
+    if DEVICE.type == "cuda":
+        assert next(event for event in events if isinstance(event, StepReport)).memory_bytes > 0
