@@ -34,8 +34,9 @@ stack: $(STAMP) ## Show what of the stack is up, and where
 test: setup ## Run every test against real servers
 	@$(BIN)/python -m pytest -q
 
-test-ceph: setup ## Run the object-store suites on Ceph RGW (Debian's radosgw ceph-mon ceph-osd ceph-common)
-	@$(BIN)/python -m pytest -q -m ceph
+test-ceph: $(STAMP) ## Check the store on a second S3 server, Ceph RGW
+	@infra/servers/install-ceph.sh
+	$(BIN)/python -m pytest -q -m ceph
 
 test-fast: $(STAMP) ## Run the tests that need no server and no model
 	@$(BIN)/python -m pytest -q tests/unit
@@ -57,5 +58,5 @@ bench-quality: setup ## Measure accuracy against the peer; writes build/quality.
 	@$(BIN)/python -m infra.bench quality
 
 clean: ## Remove what setup, the demo and the stack made
-	@[ ! -d build/stack ] || $(BIN)/python -m infra.stack down
+	@[ ! -d build/stack ] || [ ! -x $(BIN)/python ] || $(BIN)/python -m infra.stack down
 	rm -rf .venv build promptstore-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
