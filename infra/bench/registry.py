@@ -4,130 +4,112 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from infra.bench.contenders import MlflowRegistry, Promptstore
 from infra.bench.measurement import Measurement, measured
-from promptstore.objects.local import LocalObjectStore
-from promptstore.objects.s3 import S3ObjectStore, S3Options
-from promptstore.store.cache import PromptCache
-from promptstore.store.ledger import Ledger
-from promptstore.store.objects import ObjectStore
-from promptstore.store.prompt_store import PromptStore
+from promptstore.settings import load_settings
 from promptstore.testing.servers import seaweedfs_server
-from promptstore.testing.store_samples import sample_prompt, sample_task
+from promptstore.testing.store_samples import sample_prompt
+from promptstore.tracking.mlflow_sink import connect
 
 COMMAND = "python -m infra.bench speed --only registry"
-ROUNDS = 40
-STEPS = ("publish and promote", "resolve", "pull")
-TARGETS = {"publish and promote": ">= 1.5", "resolve": ">= 50", "pull": ">= 5"}
+PUBLISHED = 41
+QUIET_MLFLOW = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "DO_NOT_TRACK": "true"}
+PROMPTS = [sample_prompt(turn, num_virtual_tokens=20, hidden_size=576) for turn in range(PUBLISHED)]
 
 
-class Ours:
-    """A prompt store whose every write is durable when it returns."""
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Median seconds of each side, and the median of the ratios of turns taken one right after the other."""
 
-    def __init__(self, objects: ObjectStore, cache: Path) -> None:
-        self.prompts = PromptStore(Ledger.create(objects, actor="bench"), objects, cache=PromptCache(cache, 1 << 30))
-
-    def publish_and_promote(self, turn: int) -> None:
-        version = self.prompts.publish(_prompt(turn), sample_task(), metrics={"accuracy": 0.9})
-        self.prompts.promote(str(version), "staging", reason="bench")
-
-    def resolve(self, _turn: int) -> None:
-        self.prompts.resolve("sst2@staging")
-
-    def pull(self, _turn: int) -> None:
-        """From the warm cache, every byte checked against its digest."""
-        self.prompts.pull("sst2@staging", for_model=None)
-
-
-class MLflow:
-    """The same with MLflow's own client: artifact, model version, alias."""
-
-    def __init__(self, database: Path, artifacts: str) -> None:
-        from mlflow import MlflowClient
-
-        self.client: Any = MlflowClient(tracking_uri=f"sqlite:///{database}", registry_uri=f"sqlite:///{database}")
-        experiment = self.client.create_experiment("bench", artifact_location=artifacts)
-        self.run = self.client.create_run(experiment)
-        self.client.create_registered_model("sst2")
-        self.file = database.parent / "prompt.npy"
-
-    def publish_and_promote(self, turn: int) -> None:
-        np.save(self.file, _prompt(turn).embeddings)
-        self.client.log_artifact(self.run.info.run_id, str(self.file), f"v{turn}")
-        source = f"{self.run.info.artifact_uri}/v{turn}"
-        version = self.client.create_model_version("sst2", source, self.run.info.run_id, tags={"accuracy": "0.9"})
-        self.client.set_registered_model_alias("sst2", "staging", version.version)
-
-    def resolve(self, _turn: int) -> None:
-        self.client.get_model_version_by_alias("sst2", "staging")
-
-    def pull(self, _turn: int) -> None:
-        import mlflow
-
-        version = self.client.get_model_version_by_alias("sst2", "staging")
-        path = mlflow.artifacts.download_artifacts(f"{version.source}/prompt.npy")
-        np.load(path)
+    ours_s: float
+    theirs_s: float
+    ratio: float
 
 
 def measurements() -> list[Measurement]:
-    """Ratios of medians, the two registries taking turns in one run."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    rows = []
-    for place, ours, mlflow in _rivals():
-        for step in STEPS:
-            our_s, their_s = _medians(ours, mlflow, step.replace(" ", "_"))
-            rows += [
-                measured(f"{step}, {place}: promptstore", 1e3 * our_s, "ms", command=COMMAND),
-                measured(f"{step}, {place}: MLflow", 1e3 * their_s, "ms", command=COMMAND),
-                measured(f"{step}, {place}", their_s / our_s, "times faster", target=TARGETS[step], command=COMMAND),
-            ]
+    """Per place: how many times faster promptstore is, and the milliseconds of both."""
+    rows: list[Measurement] = []
+    with tempfile.TemporaryDirectory(prefix="bench-registry-") as name, _environment(QUIET_MLFLOW):
+        folder = Path(name)
+        client = connect(f"sqlite:///{folder / 'mlflow.db'}")
+        for place, store, artifacts, endpoint in _places(folder):
+            settings = load_settings(
+                store=store,
+                s3_endpoint=endpoint,
+                cache_dir=folder / place / "cache",
+                state_dir=folder / place / "state",
+            )
+            theirs = MlflowRegistry(client, place, artifacts, folder / place / "mlflow", PROMPTS)
+            rows += _compare(place, Promptstore(settings, PROMPTS), theirs)
     return rows
 
 
-def _rivals() -> Iterator[tuple[str, Ours, MLflow]]:
-    with tempfile.TemporaryDirectory(prefix="registry-") as name:
-        folder = Path(name)
-        (folder / "mlflow").mkdir()
-        artifacts = (folder / "mlflow" / "artifacts").as_uri()
-        with _tracking(folder / "mlflow" / "mlflow.db"):
-            ours = Ours(LocalObjectStore(folder / "store"), folder / "cache")
-            yield "local disk", ours, MLflow(folder / "mlflow" / "mlflow.db", artifacts)
-    with tempfile.TemporaryDirectory(prefix="registry-") as name, seaweedfs_server() as server:
-        folder = Path(name)
-        os.environ.update({**server.environment, "MLFLOW_S3_ENDPOINT_URL": server.endpoint})
-        objects = S3ObjectStore(server.bucket, "store", S3Options(endpoint=server.endpoint))
-        with _tracking(folder / "mlflow.db"):
-            yield "S3", Ours(objects, folder / "cache"), MLflow(folder / "mlflow.db", f"s3://{server.bucket}/mlflow")
+def _places(folder: Path) -> Iterator[tuple[str, str, str, str | None]]:
+    """Name, URL of the store, URL of MLflow's artifacts, S3 endpoint."""
+    yield "disk", (folder / "store").as_uri(), (folder / "artifacts").as_uri(), None
+    with seaweedfs_server() as server:
+        environment = {**server.environment, "MLFLOW_S3_ENDPOINT_URL": server.endpoint}
+        with _environment(environment):
+            yield "S3", f"s3://{server.bucket}/store", f"s3://{server.bucket}/artifacts", server.endpoint
+
+
+def _compare(place: str, ours: Promptstore, theirs: MlflowRegistry) -> list[Measurement]:
+    def rows(what: str, pair: _Pair, target: str = "") -> list[Measurement]:
+        name = f"{what}, {place}"
+        return [
+            measured(f"{name}: speed over MLflow", pair.ratio, "times", target=target, command=COMMAND),
+            measured(f"{name}: promptstore", 1e3 * pair.ours_s, "ms", command=COMMAND),
+            measured(f"{name}: MLflow", 1e3 * pair.theirs_s, "ms", command=COMMAND),
+        ]
+
+    published = _race(ours.publish_and_promote, theirs.publish_and_promote, PUBLISHED)
+    return [
+        *rows("publish and promote", published, ">= 1.5"),
+        *rows("resolve", _race(ours.resolve, theirs.resolve, 201), ">= 50"),
+        *rows("resolve after a poll", _race(ours.look_and_resolve, theirs.resolve, 101)),
+        *rows("pull from a warm cache", _race(ours.pull, theirs.pull, 101), ">= 5"),
+        *rows("pull without a cache", _race(ours.fetch, theirs.fetch, 41)),
+    ]
+
+
+def _race(ours: Callable[[int], object], theirs: Callable[[int], object], turns: int) -> _Pair:
+    """Both in turns, each first every other time; the first turn warms up."""
+    times: list[tuple[float, float]] = []
+    for turn in range(turns):
+        if turn % 2:
+            times.append((_seconds(ours, turn), _seconds(theirs, turn)))
+        else:
+            their_s = _seconds(theirs, turn)
+            times.append((_seconds(ours, turn), their_s))
+    del times[0]
+    return _Pair(
+        ours_s=statistics.median(our_s for our_s, _ in times),
+        theirs_s=statistics.median(their_s for _, their_s in times),
+        ratio=statistics.median(their_s / our_s for our_s, their_s in times),
+    )
+
+
+def _seconds(act: Callable[[int], object], turn: int) -> float:
+    started = time.perf_counter()
+    act(turn)
+    return time.perf_counter() - started
 
 
 @contextmanager
-def _tracking(database: Path) -> Iterator[None]:
-    """MLflow's fluent helpers look at the process-wide URI."""
-    import mlflow
-
-    mlflow.set_tracking_uri(f"sqlite:///{database}")
-    yield
-
-
-def _medians(ours: Ours, mlflow: MLflow, step: str) -> tuple[float, float]:
-    """Seconds of one step on each side, measured in turns after one turn to warm up."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    for turn in range(ROUNDS + 1):
-        for rival, times in zip((ours, mlflow), taken, strict=True):
-            act: Callable[[int], None] = getattr(rival, step)
-            start = time.perf_counter()
-            act(turn)
-            times.append(time.perf_counter() - start)
-    return statistics.median(taken[0][1:]), statistics.median(taken[1][1:])
-
-
-def _prompt(turn: int) -> Any:
-    return sample_prompt(turn, num_virtual_tokens=20, hidden_size=576)
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """MLflow and boto3 read these from nowhere else."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
