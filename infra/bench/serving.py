@@ -1,6 +1,7 @@
 """Speed of serving: the engine against PEFT, and what HTTP, queueing and following add to it."""
 
 from infra.bench import serving_engine as engine
+from infra.bench import serving_http as http
 from infra.bench.measurement import Measurement
 
 
@@ -13,4 +14,6 @@ def measurements() -> list[Measurement]:
     model = engine.bench_model("float32")
     rows += engine.many_prompts(model)
     rows += engine.cold_prompt(model)
-    return rows
+    rows += http.http_cost(model)
+    rows += http.overload(model)
+    return [*rows, *http.promotions()]

@@ -75,7 +75,7 @@ def mixed_traffic(dtype: str, num_virtual_tokens: int, targets: tuple[str, str])
     seconds = _by_turns(
         lambda turn: _one_by_one(peft, traffic.requests[turn::16]),
         lambda turn: _per_prompt(peft, traffic.requests, prompts=range(turn, PROMPTS, 16)),
-        lambda turn: _mixed(rig, traffic.requests[turn::2], traffic.labels),
+        lambda turn: score_all(rig, traffic.requests[turn::2], traffic.labels),
     )
     one, per_prompt, ours = (1 / each for each in seconds)
     name = f"serving, {dtype}, {num_virtual_tokens} virtual tokens, {PROMPTS} prompts mixed"
@@ -95,8 +95,8 @@ def many_prompts(model: FrozenModel, prompts: int = 1000) -> list[Measurement]:
     spread = [(number * (prompts // REQUESTS), ids) for number, (_, ids) in enumerate(traffic.requests)]
     same = [(0, ids) for _, ids in traffic.requests]
     many_s, one_s = _by_turns(
-        lambda turn: _mixed(rig, spread[turn::2], traffic.labels),
-        lambda turn: _mixed(rig, same[turn::2], traffic.labels),
+        lambda turn: score_all(rig, spread[turn::2], traffic.labels),
+        lambda turn: score_all(rig, same[turn::2], traffic.labels),
     )
     digests = [digest_of(f"prompt-{number}") for number in range(prompts)]
     lookup_s = _cpu_s(lambda: [rig.bank.prepared(digest) for digest in digests]) / prompts
@@ -135,7 +135,7 @@ def cold_prompt(model: FrozenModel, num_virtual_tokens: int = 100) -> list[Measu
     return [measured(name, median(spent_ms), "ms", target="< 50", command=COMMAND)]
 
 
-def _mixed(rig: EngineRig, requests: Sequence[Request], labels: Sequence[int]) -> int:
+def score_all(rig: EngineRig, requests: Sequence[Request], labels: Sequence[int]) -> int:
     queue: JobQueue[ScoreJob] = JobQueue()
     asked = [rig.score(f"prompt-{number}", ids, labels) for number, ids in requests]
     for job, _ in asked:
