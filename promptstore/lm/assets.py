@@ -154,7 +154,8 @@ def _fetch(asset: Asset, folder: Path, tell: Callable[[str], None], python: str)
         unpacked.mkdir()
         for member in asset.members:
             _unpack(archive, member, unpacked / member.file_name)
-        put_in_place(unpacked, folder)
+        if not _is_whole(folder, asset):
+            put_in_place(unpacked, folder, is_repair=True)
 
 
 def _download(asset: Asset, scratch: Path, python: str) -> Path:

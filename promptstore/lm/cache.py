@@ -34,10 +34,13 @@ def folder_in_making(folder: Path) -> Iterator[Path]:
         ) from error
 
 
-def put_in_place(made: Path, folder: Path) -> None:
-    """Gives `made` its final name in one rename. Of two processes that made the same folder, either one's is right."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def put_in_place(made: Path, folder: Path, *, is_repair: bool = False) -> None:
+    """Gives `made` its final name in one rename, unless another process was faster: then what it made stays.
+
+    is_repair: what has the name already is damaged; put it aside first.
+    """
+    if is_repair and folder.exists():
+        folder.rename(made.with_name("damaged"))
     try:
         made.rename(folder)
     except OSError:

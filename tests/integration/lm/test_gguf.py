@@ -152,3 +152,22 @@ def test_no_room_for_the_conversion_is_said_and_leaves_nothing(tiny_gguf: Path, 
 
     assert done.stdout.startswith("StoreUnavailableError the cache folder"), done
     assert list((cache / "models").iterdir()) == []
+
+
+CONVERT = """
+import sys
+from pathlib import Path
+from promptstore.lm.source import open_model
+print(open_model(sys.argv[1], cache_dir=Path(sys.argv[2]), device="cpu").fingerprint.weights_digest)
+"""
+
+
+def test_processes_that_convert_one_file_at_once_agree(tiny_gguf: Path, tmp_path: Path) -> None:
+    run = [sys.executable, "-c", CONVERT, str(tiny_gguf), str(tmp_path)]
+
+    all_three = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    printed = {process.communicate(timeout=300)[0] for process in all_three}
+
+    assert [process.returncode for process in all_three] == [0, 0, 0]
+    assert len(printed) == 1
+    assert len(list((tmp_path / "models").iterdir())) == 1
