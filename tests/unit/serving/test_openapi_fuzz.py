@@ -1,0 +1,118 @@
+"""Whatever the interface's own description allows, and what it does not, is answered, and never by a failure."""
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from promptstore.testing.json_schema import JSON, values_of
+from promptstore.testing.served import LiveServer
+
+# What the server may say to any request that is not its own fault. 429: the fuzz may ask for more than the queue takes.
+EXPECTED = {200, 400, 404, 409, 413, 429}
+REFS = ["sentiment", "topic@production", "answer:1", "entailment", "nothing", "sentiment:9", "UPPER", "a@b@c", ""]
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PATHS = ["/v1/classify", "/v1/completions", "/v1/chat/completions"]
+
+
+@pytest.fixture(scope="module")
+def description(client: httpx.Client) -> Any:
+    return client.get("/openapi.json").json()
+
+
+def _schema(description: Any, path: str) -> Any:
+    return description["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+
+
+def _check(answer: httpx.Response) -> None:
+    assert answer.status_code in EXPECTED, answer.text
+    if answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream"):
+        assert answer.text.endswith("data: [DONE]\n\n")
+        return
+    body = answer.json()
+    if answer.status_code == 200:
+        assert answer.headers["x-promptstore-version"]
+    else:
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        assert body["error"]["message"]
+
+
+def test_every_operation_is_described(description: Any) -> None:
+    assert set(PATHS) <= set(description["paths"])
+    assert all(
+        operation.get("summary") and operation.get("description")
+        for path in description["paths"].values()
+        for operation in path.values()
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_the_description_allows_is_answered(client: httpx.Client, description: Any, path: str) -> None:
+    @FUZZ
+    @given(body=values_of(_schema(description, path), description), ref=st.sampled_from(REFS))
+    def fuzz(body: dict[str, Any], ref: str) -> None:
+        for value in (body, {**body, "model": ref}):
+            _check(client.post(path, content=json.dumps(value), headers={"content-type": "application/json"}))
+
+    fuzz()
+
+
+PLAUSIBLE = {
+    "model": st.sampled_from(["answer", "answer:1", "sentiment", "topic@production"]),
+    "max_tokens": st.integers(1, 6),
+    "temperature": st.none() | st.floats(0, 2),
+    "top_p": st.none() | st.floats(0.01, 1),
+    "stop": st.none() | st.text(min_size=1, max_size=3) | st.lists(st.text(min_size=1, max_size=3), max_size=3),
+    "seed": st.none() | st.integers(-(2**63), 2**63 - 1),
+    "stream": st.booleans(),
+    "stream_options": st.none() | st.fixed_dictionaries({"include_usage": st.booleans()}),
+    "n": st.sampled_from([None, 1]),
+    "user": st.text(max_size=5),
+}
+
+
+@FUZZ
+@given(
+    body=st.fixed_dictionaries({**PLAUSIBLE, "prompt": st.text(max_size=60), "logprobs": st.none() | st.integers(0, 5)})
+)
+def test_every_plausible_completion_is_answered(client: httpx.Client, body: dict[str, Any]) -> None:
+    answer = client.post("/v1/completions", json=body)
+    _check(answer)
+    assert answer.status_code == 200, answer.text
+
+
+@FUZZ
+@given(body=st.fixed_dictionaries({**PLAUSIBLE, "logprobs": st.none() | st.booleans()}), text=st.text(max_size=60))
+def test_every_plausible_chat_is_answered(client: httpx.Client, body: dict[str, Any], text: str) -> None:
+    answer = client.post("/v1/chat/completions", json={**body, "messages": [{"role": "user", "content": text}]})
+    _check(answer)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("path", PATHS)
+@FUZZ
+@given(body=JSON)
+def test_any_json_is_answered(client: httpx.Client, path: str, body: Any) -> None:
+    _check(client.post(path, content=json.dumps(body), headers={"content-type": "application/json"}))
+
+
+@FUZZ
+@given(content=st.binary(max_size=200), kind=st.sampled_from(["application/json", "text/plain", "", "a/b; charset=x"]))
+def test_any_bytes_are_answered(client: httpx.Client, content: bytes, kind: str) -> None:
+    _check(client.post("/v1/classify", content=content, headers={"content-type": kind}))
+
+
+@FUZZ
+@given(ref=st.text(alphabet=st.characters(min_codepoint=33, max_codepoint=0x2FF), min_size=1, max_size=40))
+def test_any_model_name_is_answered(client: httpx.Client, ref: str) -> None:
+    assert client.get(f"/v1/models/{quote(ref, safe='')}").status_code in {200, 400, 404}
+
+
+def test_the_server_is_well_after_all_that(server: LiveServer, client: httpx.Client) -> None:
+    assert client.get("/healthz").status_code == 200
+    assert client.post("/v1/classify", json={"model": "sentiment", "input": "x"}).status_code == 200
+    assert server.context.scheduler.queued == 0
