@@ -2,6 +2,8 @@
 
     python -m flows tune --parameters FILE.json [--result FILE.json]
     python -m flows server --home FOLDER --port PORT
+    python -m flows deploy [--file infra/prefect.yaml] [--tasks FOLDER] [--pool NAME] [--pool-type process]
+    python -m flows worker [--pool NAME]
 
 Exit code 0 if it did what was asked, 1 if not (the last line on standard error says why), 2 for a usage error.
 """
@@ -37,8 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     if given.command == "server":
         start_server(given.home, given.port)
+    for variable, value in QUIET_FLOWS.items():
+        os.environ.setdefault(variable, value)
     try:
-        run_flow(given.command, given.parameters, given.result)
+        if given.command == "worker":
+            start_worker(given.pool)
+        elif given.command == "deploy":
+            apply_deployments(given)
+        else:
+            run_flow(given.command, given.parameters, given.result)
     except KeyboardInterrupt:
         return _say("interrupted; run it again under the same job name to go on", 130)
     except Exception as error:  # noqa: BLE001 - the boundary of the program
@@ -53,8 +62,6 @@ def run_flow(name: str, parameters_file: Path, result_file: Path | None) -> None
         PromptStoreError: what stopped it, or what failed for single tasks while the others went on.
     """
     parameters = _parameters(name, parameters_file)
-    for variable, value in QUIET_FLOWS.items():
-        os.environ.setdefault(variable, value)
     require_prefect()
     flow: Callable[[BaseModel], Any] = getattr(import_module(FLOWS[name][0]), name)
     result = flow(parameters)
@@ -92,6 +99,20 @@ def start_server(home: Path, port: int) -> NoReturn:
     os.execve(sys.executable, arguments, {**os.environ, **server_environment(home, port)})  # noqa: S606 - no shell wanted
 
 
+def start_worker(pool: str) -> NoReturn:
+    """Become a worker that runs what is scheduled for `pool`, as processes on this machine."""
+    require_prefect()
+    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    os.execv(sys.executable, arguments)  # noqa: S606 - no shell wanted
+
+
+def apply_deployments(given: argparse.Namespace) -> None:
+    from flows.deploy import deploy
+
+    require_prefect()
+    sys.stdout.write(deploy(given.file, pool=given.pool, pool_type=given.pool_type, tasks=str(given.tasks.resolve())))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows", description="Run a flow in this process.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -102,6 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     server = commands.add_parser("server", help="a Prefect server for this machine alone")
     server.add_argument("--home", type=Path, required=True, metavar="FOLDER")
     server.add_argument("--port", type=int, default=4200)
+    deploy = commands.add_parser("deploy", help="apply the deployments of a prefect.yaml")
+    deploy.add_argument("--file", type=Path, default=Path("infra/prefect.yaml"))
+    deploy.add_argument("--tasks", type=Path, default=Path("tasks"), metavar="FOLDER", help="with the task files")
+    deploy.add_argument("--pool-type", default="process", help="of the pool, if it has to be made")
+    worker = commands.add_parser("worker", help="run what is scheduled, as processes on this machine")
+    for command in (deploy, worker):
+        command.add_argument("--pool", default="promptstore", metavar="NAME", help="work pool")
     return parser
 
 

@@ -20,7 +20,8 @@ class TuneParameters(Parameters):
     """Tune prompts, together, on one frozen model."""
 
     tasks: list[str] = Field(
-        min_length=1, description="task files (.toml), or names of tasks in the store, whose newest version says how"
+        min_length=1,
+        description="task files (.toml), folders of them, or tasks in the store, whose newest version says how",
     )
     job: str | None = Field(
         default=None, description="name of this work: repeated under the same name it goes on; the run's id by default"
@@ -56,7 +57,7 @@ class PromoteParameters(Parameters):
 class RetrainParameters(Parameters):
     """Find out which tasks are due and why, tune those, and promote what passes."""
 
-    tasks: list[str] = Field(min_length=1, description="task files (.toml), or names of tasks in the store")
+    tasks: list[str] = Field(min_length=1, description="task files (.toml), folders of them, or tasks in the store")
     on_new_data: bool = True
     on_changed_task: bool = True
     on_new_model: bool = True

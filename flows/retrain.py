@@ -16,7 +16,7 @@ from promptstore.core.state import PromptVersion
 from promptstore.errors import ConflictError
 from promptstore.settings import load_settings
 from promptstore.tuning.job_due import Due, due_tasks, job_name
-from promptstore.tuning.job_open import find_task
+from promptstore.tuning.job_open import find_task, task_names
 from promptstore.tuning.job_result import JobResult
 from promptstore.wiring import open_prompt_store
 
@@ -42,9 +42,10 @@ class RetrainResult:
 @flow(name="retrain")
 def retrain(parameters: RetrainParameters) -> RetrainResult:
     """Tune what is due. A run that crashed is gone on with by the next, because equal work has an equal name."""
-    found = look(parameters)
+    looked = look(parameters)
+    found = [due for _, due in looked]
     report_due(found)
-    wanted = {each.task: file for each, file in zip(found, parameters.tasks, strict=True) if each.reasons}
+    wanted = {due.task: name for name, due in looked if due.reasons}
     if not wanted:
         return RetrainResult(tuple(found))
     job = job_name([each for each in found if each.reasons], parameters.overrides)
@@ -58,12 +59,14 @@ def retrain(parameters: RetrainParameters) -> RetrainResult:
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
-def look(parameters: RetrainParameters) -> list[Due]:
-    """Every task, due or not, with the reasons."""
+def look(parameters: RetrainParameters) -> list[tuple[str, Due]]:
+    """Every task by file or name, due or not, with the reasons."""
     settings = load_settings(model=parameters.model)
     store = open_prompt_store(settings)
-    tasks = [find_task(name, store) for name in parameters.tasks]
-    return due_tasks(tasks, store, settings, parameters.rules(), now=datetime.now(UTC))
+    names = task_names(parameters.tasks)
+    tasks = [find_task(name, store) for name in names]
+    found = due_tasks(tasks, store, settings, parameters.rules(), now=datetime.now(UTC))
+    return list(zip(names, found, strict=True))
 
 
 def promote_each(

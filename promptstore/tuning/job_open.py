@@ -36,9 +36,9 @@ def run_tune_job(
 ) -> JobResult:
     """Tune the named tasks, together, on the model of the settings. Raises as `tune_tasks`.
 
-    tasks: task files, or names of tasks in the store. job: names the work; repeating it goes on.
+    tasks: as `task_names` takes them. job: names the work; repeating it goes on.
     """
-    specs = [find_task(name, store) for name in tasks]
+    specs = [find_task(name, store) for name in task_names(tasks)]
     with opened_tools(settings, store, job, actor=actor) as tools:
         return tune_tasks(specs, job=job, tools=tools, overrides=overrides or {})
 
@@ -82,6 +82,24 @@ def opened_tools(settings: Settings, store: PromptStore, job: str, *, actor: str
             git_commit=git_commit(Path.cwd()),
             actor=actor,
         )
+
+
+def task_names(given: Sequence[str]) -> list[str]:
+    """`given`, which names task files, folders of them or tasks in the store, with each folder's files in its place.
+
+    Raises:
+        InvalidInputError: a folder without a task file.
+    """
+    names: list[str] = []
+    for name in given:
+        if not Path(name).is_dir():
+            names.append(name)
+            continue
+        files = sorted(str(file) for file in Path(name).glob("*.toml"))
+        if not files:
+            raise InvalidInputError(f"folder {name} holds no task file (*.toml)")
+        names.extend(files)
+    return names
 
 
 def find_task(name: str, store: PromptStore) -> TaskSpec:

@@ -1,0 +1,118 @@
+"""Deployments applied to a real Prefect server, and run by a real worker."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from promptstore.testing.flow_runner import FlowRunner
+from promptstore.testing.job_place import QUICK, JobPlace
+
+pytestmark = pytest.mark.slow
+FILE = Path(__file__).parents[3] / "infra" / "prefect.yaml"
+POOL = "testing"
+
+
+def command(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def deployment(api: httpx.Client, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = api.get(f"/deployments/name/{name}").raise_for_status().json()
+    return found
+
+
+def wait_for(api: httpx.Client, run: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        found: dict[str, Any] = api.get(f"/flow_runs/{run}").raise_for_status().json()
+        if found["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"run {run} did not end: {found['state']}")
+
+
+@pytest.fixture
+def tasks(place: JobPlace) -> Path:
+    """A folder that holds task files, as a team keeps it."""
+    place.task_file("sst2")
+    return place.folder
+
+
+@pytest.fixture
+def deployed(runner: FlowRunner, tasks: Path) -> FlowRunner:
+    done = command(runner.environment, "deploy", "--file", str(FILE), "--tasks", str(tasks), "--pool", POOL)
+    assert done.returncode == 0, done.stderr
+    return runner
+
+
+@pytest.fixture
+def worker(deployed: FlowRunner) -> Iterator[FlowRunner]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", "worker", "--pool", POOL],
+        env={**os.environ, **deployed.environment, "PREFECT_WORKER_QUERY_SECONDS": "1"},
+        cwd=deployed.folder,
+    )
+    yield deployed
+    process.terminate()
+    process.wait(30)
+
+
+def test_deploying_again_changes_nothing_and_makes_nothing_twice(
+    deployed: FlowRunner, tasks: Path, api: httpx.Client
+) -> None:
+    before = deployment(api, "retrain/nightly")
+    again = command(deployed.environment, "deploy", "--file", str(FILE), "--tasks", str(tasks), "--pool", POOL)
+    assert again.returncode == 0, again.stderr
+    after = deployment(api, "retrain/nightly")
+    assert (after["id"], after["parameters"]) == (before["id"], before["parameters"])
+    assert after["parameters"]["parameters"]["tasks"] == [str(tasks)]
+    assert [each["schedule"]["cron"] for each in after["schedules"]] == ["0 2 * * *"]
+    assert after["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    found = api.post("/deployments/filter", json={"deployments": {"tags": {"all_": ["promptstore"]}}}).json()
+    assert sorted(each["name"] for each in found) == ["care", "nightly", "on-demand", "on-demand"]
+
+
+def test_a_pool_of_another_type_is_refused(deployed: FlowRunner) -> None:
+    done = command(deployed.environment, "deploy", "--file", str(FILE), "--pool", POOL, "--pool-type", "docker")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(
+        f"work pool {POOL} is of type process, not docker; choose another name with --pool"
+    )
+
+
+def test_a_missing_file_is_named(runner: FlowRunner) -> None:
+    done = command(runner.environment, "deploy", "--file", "nowhere.yaml")
+    assert done.returncode == 1
+    assert "there is no nowhere.yaml" in done.stderr
+
+
+def test_a_worker_runs_what_is_deployed_and_an_overlapping_run_is_cancelled(
+    worker: FlowRunner, place: JobPlace, api: httpx.Client
+) -> None:
+    found = deployment(api, "retrain/nightly")
+    asked = {**found["parameters"]["parameters"], "overrides": {**QUICK, "steps": 48}}
+    runs = [
+        api.post(f"/deployments/{found['id']}/create_flow_run", json={"parameters": {"parameters": asked}})
+        .raise_for_status()
+        .json()["id"]
+        for _ in range(2)
+    ]
+    ended = [wait_for(api, run) for run in runs]
+    assert sorted(run["state_type"] for run in ended) == ["CANCELLED", "COMPLETED"], [run["state"] for run in ended]
+    (cancelled,) = (run for run in ended if run["state_type"] == "CANCELLED")
+    assert "concurrency limit" in cancelled["state"]["message"].lower()
+    assert place.store().resolve("sst2").number == 1
