@@ -132,6 +132,7 @@ def _replace_taken(ports: Mapping[str, int]) -> dict[str, int]:
         chosen: dict[str, int] = {}
         for name, port in ports.items():
             probe = held.enter_context(socket.socket())
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", 0 if is_taken(port) or port in chosen.values() else port))
             chosen[name] = probe.getsockname()[1]
         return chosen
