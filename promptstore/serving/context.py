@@ -14,6 +14,8 @@ from promptstore.serving.loaded import LoadedPrompt
 from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.service import Service
 
+CALLER_HEADER = "x-promptstore-caller"
+
 
 @dataclass(slots=True)
 class Lifecycle:
@@ -64,4 +66,10 @@ def allow(scope: Scope) -> Any:
     return Depends(check)
 
 
+def get_caller(request: Request) -> str:
+    """Whose requests stay with one version of a rollout: what the header says, or nobody in particular."""
+    return request.headers.get(CALLER_HEADER, "")
+
+
+Caller = Annotated[str, Depends(get_caller)]
 Context = Annotated[ServerContext, Depends(get_context)]

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,10 +25,14 @@ from promptstore.errors import (
 from promptstore.runtime.bank import PromptBank
 from promptstore.serving.loaded import LoadedPrompt
 from promptstore.serving.table import AliasKey, AliasTable, Refusal, Target
+from promptstore.serving.trials import Trial
 from promptstore.store.prompt_store import PulledPrompt
+from promptstore.store.rollout import Rollout, active_rollouts
 
 logger = logging.getLogger(__name__)
 PULLS_AT_ONCE = 8
+# Behind an alias's name: what is on trial for it. No alias can be named so.
+TRIAL = "/trial"
 
 
 class FollowedStore(Protocol):
@@ -83,6 +87,7 @@ class Follower:
         self._stopped = Event()
         self._thread = Thread(target=self._follow, name="follower", daemon=True)
         self._prefetching = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._held: dict[AliasKey, Target] = {}
         self.table = AliasTable(store.state)
         self.status = FollowStatus(clock())
 
@@ -145,9 +150,10 @@ class Follower:
 
     def _switch(self, state: StoreState, *, is_first: bool = False) -> None:
         """Makes ready every version that an alias newly points at, then replaces the table in one assignment."""
-        old = self.table
-        wanted = dict(self._wanted(state))
-        moved = [key for key, version in wanted.items() if not self._is_settled(old, key, version)]
+        old, held = self.table, self._held
+        rollouts = {(task, alias + TRIAL): found for (task, alias), found in active_rollouts(state).items()}
+        wanted = dict(self._wanted(state, rollouts))
+        moved = [key for key, version in wanted.items() if not self._is_settled(key, version)]
         with ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="pull") as pool:
             made = dict(zip(moved, pool.map(lambda key: self._make(key, wanted[key]), moved), strict=True))
         ready = [
@@ -155,19 +161,31 @@ class Follower:
         ]
         if not is_first:
             made |= {key: self._prepared(target, future) for key, target, future in ready}
-        targets = {key: target for key, target in old.targets.items() if key in wanted} | {
+        self._held = {key: target for key, target in held.items() if key in wanted} | {
             key: target for key, target in made.items() if isinstance(target, Target)
         }
         refused = {key: refusal for key, refusal in old.refused.items() if key in wanted and key not in made} | {
             key: refusal for key, refusal in made.items() if isinstance(refusal, Refusal)
         }
-        self.table = AliasTable(state, targets, refused)
-        for key, target in old.targets.items():
-            if targets.get(key) is not target:
+        targets = {key: target for key, target in self._held.items() if key not in rollouts}
+        self.table = AliasTable(state, targets, refused, self._trials(rollouts))
+        for key, target in held.items():
+            if self._held.get(key) is not target:
                 self._bank.release(target.prompt.digest, pin=True)
         for key in moved:
-            self._report(key, old.targets.get(key), made[key])
+            self._report(key, held.get(key), made[key])
         self._prefetch(old.state, state, {task for task, _ in targets})
+
+    def _trials(self, rollouts: Mapping[AliasKey, Rollout]) -> dict[AliasKey, tuple[Trial, Target]]:
+        """A trial per rollout whose version can be served; one that goes on keeps its tallies."""
+        trials = {}
+        for key, rollout in rollouts.items():
+            place = (rollout.task, rollout.alias)
+            if (target := self._held.get(key)) is not None and target.version.number == rollout.number:
+                known = self.table.trials.get(place)
+                goes_on = known is not None and known[0].rollout == rollout
+                trials[place] = (known[0] if known and goes_on else Trial(rollout, target.version), target)
+        return trials
 
     def _prefetch(self, before: StoreState, after: StoreState, served: Iterable[str]) -> None:
         """Makes the newest version of served tasks ready: what is published now is likely to be promoted soon."""
@@ -182,17 +200,22 @@ class Follower:
             self._bank.hold(version.digest, lambda: self.pull(ref, version))
             self._prepare(version.digest).add_done_callback(lambda _: self._bank.release(version.digest))
 
-    def _wanted(self, state: StoreState) -> Iterable[tuple[AliasKey, PromptVersion]]:
+    def _wanted(
+        self, state: StoreState, rollouts: Mapping[AliasKey, Rollout]
+    ) -> Iterable[tuple[AliasKey, PromptVersion]]:
         for task in state.tasks.values():
             if not self._tasks or task.name in self._tasks:
                 for alias, number in task.aliases.items():
                     yield (task.name, alias), task.version(number)
+        for key, rollout in rollouts.items():
+            if not self._tasks or rollout.task in self._tasks:
+                yield key, state.tasks[rollout.task].version(rollout.number)
 
-    def _is_settled(self, table: AliasTable, key: AliasKey, version: PromptVersion) -> bool:
-        refusal = table.refused.get(key)
+    def _is_settled(self, key: AliasKey, version: PromptVersion) -> bool:
+        refusal = self.table.refused.get(key)
         if refusal is not None:
             return refusal.version.digest == version.digest and not refusal.is_passing
-        target = table.targets.get(key)
+        target = self._held.get(key)
         served = None if target is None else (target.version.number, target.version.digest)
         return served == (version.number, version.digest)
 
@@ -204,9 +227,9 @@ class Follower:
         except StoreUnavailableError as error:
             return Refusal(version, error, is_passing=True)
         except (IncompatibleModelError, CorruptError, InvalidInputError, NotFoundError) as error:
-            is_foreign = isinstance(error, IncompatibleModelError) and key not in self.table.targets
+            is_foreign = isinstance(error, IncompatibleModelError) and key not in self._held
             return Refusal(version, error, is_foreign)
-        return Target(version, key[1], prompt)
+        return Target(version, key[1].removesuffix(TRIAL), prompt)
 
     def _prepared(self, target: Target, future: Future[object]) -> Target | Refusal:
         """`target`, once it is on the device; or why it cannot be put there."""

@@ -11,6 +11,7 @@ from promptstore.lm.encoding import TaskEncoder
 from promptstore.lm.frozen import FrozenModel
 from promptstore.store.prompt_store import PulledPrompt
 
+Input = str | Mapping[str, str]
 # Inputs that share nothing at their start: what their encodings have in common belongs to the template.
 _PROBES = ("a", "Zq", "7", "(", "é")
 
@@ -33,7 +34,7 @@ class LoadedPrompt:
     def task(self) -> TaskSpec:
         return self.manifest.task
 
-    def row(self, value: str | Mapping[str, str]) -> Mapping[str, str]:
+    def row(self, value: Input) -> Mapping[str, str]:
         """The template's fields. A plain text stands for the only field.
 
         Raises:

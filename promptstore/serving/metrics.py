@@ -67,6 +67,20 @@ class ServerMetrics:
             registry=self.registry,
         )
 
+        self.given_up = Counter(
+            "promptstore_rollouts_given_up",
+            "Versions on trial that broke a bound here: alert on it.",
+            ("task", "alias", "version"),
+            registry=self.registry,
+        )
+
+        self.shadows = Counter(
+            "promptstore_shadow_inputs",
+            "Inputs asked on the side of a version on trial, by what came of it.",
+            ("task", "outcome"),
+            registry=self.registry,
+        )
+
     def watch(self, read: Callable[[], Iterable[Metric]]) -> None:
         """Adds metrics that are computed when Prometheus asks."""
         self.registry.register(_Reading(read))

@@ -20,6 +20,7 @@ class ServerOptions:
     `allow_anonymous`. anonymous_per_minute: bound on requests per client address then.
     drain_s: how long a stopping server takes to answer what it has. drain_delay_s: how long before that it still
     takes requests, so that load balancers notice.
+    may_abort_rollouts: a rollout that breaks its bounds is aborted in the store; otherwise by this replica alone.
     spill_bytes: of prepared prompts on local disk; 0 keeps none.
     """
 
@@ -33,6 +34,7 @@ class ServerOptions:
     anonymous_per_minute: int | None = None
     drain_s: float = 30.0
     drain_delay_s: float = 0.0
+    may_abort_rollouts: bool = True
     spill_bytes: int = 4 << 30
     budgets: Budgets = field(default_factory=Budgets)
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)

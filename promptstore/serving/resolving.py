@@ -1,6 +1,7 @@
 """From the name in a request to a version that is held until the answer is out."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ from promptstore.runtime.bank import PromptBank
 from promptstore.serving.following import Follower
 from promptstore.serving.loaded import LoadedPrompt
 from promptstore.serving.table import AliasTable, Target
+from promptstore.serving.trials import Trial
 
 
 class Resolver:
@@ -22,8 +24,10 @@ class Resolver:
         self._tasks = tasks
 
     @asynccontextmanager
-    async def holding(self, text: str) -> AsyncIterator[Target]:
+    async def holding(self, text: str, caller: str = "") -> AsyncIterator[Target]:
         """The version that `text` names, in memory until the context ends.
+
+        caller: whose requests stay together when a version is on trial; each is drawn by itself if empty.
 
         Raises:
             InvalidInputError: not a ref. NotFoundError: no such task, version or alias, or it is not served here.
@@ -33,7 +37,7 @@ class Resolver:
         """
         ref = PromptRef.parse(text)
         table = self._follower.table
-        served = table.find(ref)
+        served = _drawn(ref, table, caller)
         if served is not None:
             self._bank.hold(served.prompt.digest, lambda: served.prompt)
             target = served
@@ -43,6 +47,16 @@ class Resolver:
             yield target
         finally:
             self._bank.release(target.prompt.digest)
+
+    def trial_of(self, target: Target) -> Trial | None:
+        """The trial that `target` takes part in, in place or on trial."""
+        found = self._follower.table.trials.get((target.version.task, target.alias or ""))
+        return None if found is None else found[0]
+
+    def on_trial(self, target: Target) -> Target | None:
+        """What is on trial for the alias that `target` was asked by."""
+        found = self._follower.table.trials.get((target.version.task, target.alias or ""))
+        return None if found is None else found[1]
 
     async def _pulled(self, ref: PromptRef, table: AliasTable) -> Target:
         if self._tasks and ref.task not in self._tasks:
@@ -64,6 +78,14 @@ class Resolver:
         except asyncio.CancelledError:
             work.add_done_callback(_releasing(self._bank, version.digest))
             raise
+
+
+def _drawn(ref: PromptRef, table: AliasTable, caller: str) -> Target | None:
+    """What answers an alias: the version on trial for its share of callers, else the one in place."""
+    trial, target = table.trials.get((ref.task, ref.alias or ""), (None, None))
+    if trial is not None and trial.takes(caller or secrets.token_hex(8)):
+        return target
+    return table.find(ref)
 
 
 def _releasing(bank: PromptBank[LoadedPrompt], digest: str) -> "Callable[[asyncio.Future[LoadedPrompt]], None]":

@@ -8,19 +8,19 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from promptstore.serving.bodies import classified_body, usage_body, version_headers
-from promptstore.serving.context import Context, allow
+from promptstore.serving.context import Caller, Context, allow
 from promptstore.serving.schemas import ClassifyRequest
 
 router = APIRouter(tags=["classify"])
 
 
 @router.post("/v1/classify", dependencies=[allow("infer")])
-async def classify(asked: ClassifyRequest, context: Context) -> JSONResponse:
+async def classify(asked: ClassifyRequest, context: Context, caller: Caller) -> JSONResponse:
     """The label of each text under each task, with every label's probability.
 
     The task's own template is applied, and the version that answered is named in body and headers.
     """
-    answers = await context.service.classify(asked.refs, asked.inputs)
+    answers = await context.service.classify(asked.refs, asked.inputs, caller)
     body: dict[str, Any] = {
         "id": f"cls-{secrets.token_hex(12)}",
         "object": "classification",

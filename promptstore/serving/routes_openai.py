@@ -12,11 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from promptstore.errors import InvalidInputError
 from promptstore.serving.bodies import STREAM_END, model_body, server_sent, version_headers
-from promptstore.serving.context import Context, ServerContext, allow
+from promptstore.serving.context import Caller, Context, ServerContext, allow
 from promptstore.serving.failures import describe
+from promptstore.serving.loaded import Input
 from promptstore.serving.openai_shape import ChatShape, CompletionShape, Envelope, Shape, Whole, usage_of
 from promptstore.serving.schemas import ChatRequest, CompletionRequest
-from promptstore.serving.service import Input, Piece, SamplingRequest
+from promptstore.serving.service import Piece, SamplingRequest
 from promptstore.serving.table import Target
 
 router = APIRouter(tags=["openai"])
@@ -27,6 +28,7 @@ class _Asked:
     """A request of either kind, reduced to what answering needs."""
 
     ref: str
+    caller: str
     inputs: Sequence[Input]
     sampling: SamplingRequest
     has_logprobs: bool
@@ -35,7 +37,7 @@ class _Asked:
 
 
 @router.post("/v1/completions", dependencies=[allow("infer")], response_model=None)
-async def complete(asked: CompletionRequest, context: Context) -> Response:
+async def complete(asked: CompletionRequest, context: Context, caller: Caller) -> Response:
     """Text that continues each prompt under its task's template; for a classification task, the label's text."""
     asked.check_supported(echo=asked.echo, best_of=asked.best_of, suffix=asked.suffix)
     if (asked.prompt is None) == (asked.input is None):
@@ -43,6 +45,7 @@ async def complete(asked: CompletionRequest, context: Context) -> Response:
     given: Any = asked.input if asked.prompt is None else asked.prompt
     request = _Asked(
         ref=asked.model,
+        caller=caller or asked.user or "",
         inputs=given if isinstance(given, list) else [given],
         sampling=asked.sampling_request(asked.max_tokens, asked.logprobs),
         has_logprobs=asked.logprobs is not None,
@@ -53,12 +56,13 @@ async def complete(asked: CompletionRequest, context: Context) -> Response:
 
 
 @router.post("/v1/chat/completions", dependencies=[allow("infer")], response_model=None)
-async def chat(asked: ChatRequest, context: Context) -> Response:
+async def chat(asked: ChatRequest, context: Context, caller: Caller) -> Response:
     """The same, as a chat of one user message."""
     asked.check_supported(tools=asked.tools, response_format=asked.response_format)
     limit = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     request = _Asked(
         ref=asked.model,
+        caller=caller or asked.user or "",
         inputs=[_chat_input(asked)],
         sampling=asked.sampling_request(limit, (asked.top_logprobs or 0) if asked.logprobs else None),
         has_logprobs=bool(asked.logprobs),
@@ -97,7 +101,7 @@ def _chat_input(asked: ChatRequest) -> Input:
 
 async def _answer(asked: _Asked, context: ServerContext, shape: Shape) -> Response:
     async with AsyncExitStack() as stack:
-        target = await stack.enter_async_context(context.service.resolver.holding(asked.ref))
+        target = await stack.enter_async_context(context.service.resolver.holding(asked.ref, asked.caller))
         headers = version_headers([target])
         if target.prompt.task.kind == "classification":
             answers = await _labels(asked, context, target)

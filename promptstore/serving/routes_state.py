@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from promptstore.serving.context import Context, ServerContext, allow
+from promptstore.serving.trials import Trial
 
 router = APIRouter(tags=["state"])
 
@@ -59,6 +60,24 @@ def store_body(context: ServerContext) -> dict[str, Any]:
         },
         "aliases": len(follower.table.targets),
         "refused": refused,
+        "trials": [_trial(trial) for _, (trial, _) in sorted(follower.table.trials.items())],
+    }
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    """How a version on trial does at this replica."""
+    return {
+        "task": trial.rollout.task,
+        "alias": trial.rollout.alias,
+        "version": trial.rollout.number,
+        "mode": trial.rollout.mode,
+        "share": trial.rollout.share,
+        "answers": trial.on_trial.answers,
+        "failures": trial.on_trial.failures,
+        "mean_s": round(trial.on_trial.mean_s, 4),
+        "mean_s_in_place": round(trial.in_place.mean_s, 4),
+        "agreement": trial.agreed / trial.compared if trial.compared else None,
+        "is_given_up": trial.is_over,
     }
 
 

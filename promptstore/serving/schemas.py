@@ -48,6 +48,7 @@ class _GenerationRequest(_Request):
     seed: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    user: str | None = Field(default=None, description="Keeps a caller with one version while another is on trial.")
     n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None

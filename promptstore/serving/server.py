@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +31,11 @@ from promptstore.serving.middleware import JsonFormatter
 from promptstore.serving.options import ServerOptions
 from promptstore.serving.resolving import Resolver
 from promptstore.serving.service import Service
+from promptstore.serving.shadow import Shadow
+from promptstore.serving.trials import TrialJudge
 from promptstore.settings import Settings
+from promptstore.store.prompt_store import PromptStore
+from promptstore.store.rollout import Rollout, abort_rollout
 from promptstore.wiring import open_prompt_store
 
 logger = logging.getLogger(__name__)
@@ -52,7 +56,8 @@ def run(settings: Settings, options: ServerOptions) -> None:
     store = open_prompt_store(settings, create=False)
     model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
     spill = settings.cache_dir / "prepared"
-    with serving(store, model, options, keys=keys, spill_folder=spill) as context:
+    abort = partial(_abort, store) if options.may_abort_rollouts else None
+    with serving(store, model, options, keys=keys, spill_folder=spill, abort=abort) as context:
         app = create_app(context, limits=options.body)
         config = uvicorn.Config(
             app,
@@ -75,8 +80,12 @@ def serving(
     *,
     keys: list[ApiKey] | None = None,
     spill_folder: Path | None = None,
+    abort: Callable[[Rollout, str], object] | None = None,
 ) -> Iterator[ServerContext]:
-    """A context whose engine and follower run until the `with` block ends; then it answers what it has."""
+    """A context whose engine and follower run until the `with` block ends; then it answers what it has.
+
+    abort: writes to the store that a rollout broke its bounds; `None` for a server that may only read.
+    """
     decoding, reason = choose_decoding(model)
     logger.info("%s: %s", model.fingerprint.architecture, reason)
     has_spill = spill_folder is not None and options.spill_bytes > 0
@@ -93,7 +102,16 @@ def serving(
         poll_s=options.poll_s,
     )
     metrics = ServerMetrics()
-    service = Service(model, Resolver(follower, bank, options.tasks), scheduler, metrics, options.service)
+    judge = TrialJudge(abort or _abort_nowhere, metrics)
+    service = Service(
+        model,
+        Resolver(follower, bank, options.tasks),
+        scheduler,
+        metrics,
+        judge,
+        Shadow(scheduler, bank, judge, metrics, busy_at=max(1, options.scheduler.queued // 4)),
+        options.service,
+    )
     access = Access(keys or (), anonymous_per_minute=options.anonymous_per_minute)
     scheduler.start()
     try:
@@ -109,6 +127,7 @@ def serving(
             staleness_bound_s=options.staleness_bound_s,
         )
     finally:
+        judge.close()
         follower.close()
         scheduler.drain(options.drain_s)
         scheduler.close()
@@ -121,6 +140,14 @@ def _prepare(scheduler: Scheduler, bank: PromptBank[LoadedPrompt], digest: str) 
         ready.set_result(None)
         return ready
     return scheduler.call(lambda: bank.prepared(digest))
+
+
+def _abort(store: PromptStore, rollout: Rollout, why: str) -> object:
+    return abort_rollout(store, rollout.task, rollout.alias, why=why, commit=rollout.commit)
+
+
+def _abort_nowhere(rollout: Rollout, why: str) -> None:
+    del rollout, why
 
 
 class DrainingServer(uvicorn.Server):

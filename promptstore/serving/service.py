@@ -13,11 +13,13 @@ from promptstore.runtime.job import Finished, FinishReason, Generated, GenerateJ
 from promptstore.runtime.sampling import ChosenToken, Sampling
 from promptstore.runtime.scheduler import Scheduler
 from promptstore.serving.delivery import Delivery
+from promptstore.serving.loaded import Input
 from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.resolving import Resolver
+from promptstore.serving.shadow import Shadow
 from promptstore.serving.table import Target
+from promptstore.serving.trials import TrialJudge
 
-Input = str | Mapping[str, str]
 _LONG_TEXT_CHARS = 8192
 
 
@@ -83,17 +85,21 @@ class Service:
     resolver: Resolver
     scheduler: Scheduler
     metrics: ServerMetrics
+    judge: TrialJudge
+    shadow: Shadow
     limits: ServiceLimits = field(default_factory=ServiceLimits)
 
-    async def classify(self, refs: Sequence[str], inputs: Sequence[Input]) -> list[Classified]:
+    async def classify(self, refs: Sequence[str], inputs: Sequence[Input], caller: str = "") -> list[Classified]:
         """Every input under every ref, inputs outermost. All of it is queued at once, or nothing.
+
+        caller: as in `Resolver.holding`.
 
         Raises:
             InvalidInputError: a ref of a generation task, fields that the template lacks, too much at once.
             OverloadedError, NotServingError: as `Scheduler.submit`. Others as `Resolver.holding`.
         """
         async with contextlib.AsyncExitStack() as stack:
-            targets = [(ref, await stack.enter_async_context(self.resolver.holding(ref))) for ref in refs]
+            targets = [(ref, await stack.enter_async_context(self.resolver.holding(ref, caller))) for ref in refs]
             return await self.classify_under(targets, inputs)
 
     async def classify_under(self, targets: Sequence[tuple[str, Target]], inputs: Sequence[Input]) -> list[Classified]:
@@ -107,7 +113,10 @@ class Service:
                 raise InvalidInputError(f"{target.version} generates text; ask /v1/completions")
         asked = [(index, ref, target) for index in range(len(inputs)) for ref, target in targets]
         encoded = [await self.encode(target, inputs[index]) for index, _, target in asked]
-        return await self._score(asked, encoded)
+        answers = await self._score(asked, encoded)
+        for answer in answers:
+            self._shadow(answer, inputs[answer.index])
+        return answers
 
     async def _score(self, asked: Sequence[tuple[int, str, Target]], encoded: Sequence[Encoded]) -> list[Classified]:
         deliveries = [Delivery() for _ in asked]
@@ -196,20 +205,31 @@ class Service:
         try:
             yield
             outcome = "ok"
-        except PromptStoreError:
-            outcome = "refused"
-            raise
-        except Exception:
-            outcome = "failed"
+        except Exception as error:
+            outcome = "refused" if isinstance(error, PromptStoreError) else "failed"
+            self._note(target, error=error)
             raise
         finally:
             self.metrics.inputs.labels(_task(target), str(target.version.number), outcome).inc()
 
     def _observe(self, target: Target, started: float, *, read: int, wrote: int = 0) -> None:
-        task = _task(target)
-        self.metrics.answer_seconds.labels(task).observe(time.monotonic() - started)
+        task, seconds = _task(target), time.monotonic() - started
+        self.metrics.answer_seconds.labels(task).observe(seconds)
+        self._note(target, seconds=seconds)
         self.metrics.tokens.labels(task, "read").inc(read)
         self.metrics.tokens.labels(task, "written").inc(wrote)
+
+    def _note(self, target: Target, *, seconds: float = 0.0, error: Exception | None = None) -> None:
+        trial = self.resolver.trial_of(target)
+        if trial is not None:
+            is_on_trial = target.version.number == trial.rollout.number
+            trial.note(is_on_trial=is_on_trial, seconds=seconds, error=error)
+            self.judge.judge(trial)
+
+    def _shadow(self, answer: Classified, given: Input) -> None:
+        trial, on_trial = self.resolver.trial_of(answer.target), self.resolver.on_trial(answer.target)
+        if trial is not None and on_trial is not None and trial.rollout.mode == "shadow" and not trial.is_over:
+            self.shadow.ask(trial, on_trial, given, answer.label)
 
 
 def softmax(logits: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from promptstore.core.ref import PromptRef
 from promptstore.core.state import PromptVersion, StoreState
 from promptstore.serving.loaded import LoadedPrompt
+from promptstore.serving.trials import Trial
 
 AliasKey = tuple[str, str]
 
@@ -39,11 +40,13 @@ class AliasTable:
     """The aliases as served. state: the store as last followed, which may be ahead of what is served.
 
     refused: why an alias in the store is not served at the version it points at there.
+    trials: versions on trial for an alias, and the targets that answer for them.
     """
 
     state: StoreState
     targets: Mapping[AliasKey, Target] = field(default_factory=lambda: MappingProxyType({}))
     refused: Mapping[AliasKey, Refusal] = field(default_factory=lambda: MappingProxyType({}))
+    trials: Mapping[AliasKey, tuple[Trial, Target]] = field(default_factory=lambda: MappingProxyType({}))
 
     def find(self, ref: PromptRef) -> Target | None:
         """The target of a ref by alias; `None` if it is by number or digest, or not served."""

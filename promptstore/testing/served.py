@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import uvicorn
 
@@ -21,6 +22,7 @@ from promptstore.serving.server import serving
 from promptstore.store.ledger import Ledger
 from promptstore.store.objects import ObjectStore
 from promptstore.store.prompt_store import PromptStore
+from promptstore.store.rollout import Rollout, abort_rollout
 from promptstore.testing.engine_rig import random_prompt
 
 DATA = DataSource(train="train.jsonl", validation="validation.jsonl")
@@ -96,8 +98,13 @@ def live_server(
 ) -> Iterator[LiveServer]:
     """Serves until the block ends."""
     options = options or ServerOptions(poll_s=0.05)
-    with serving(store, model, options, keys=keys) as context, listening(context, body=body) as url:
+    abort = partial(_abort, store)
+    with serving(store, model, options, keys=keys, abort=abort) as context, listening(context, body=body) as url:
         yield LiveServer(url, context)
+
+
+def _abort(store: PromptStore, rollout: Rollout, why: str) -> object:
+    return abort_rollout(store, rollout.task, rollout.alias, why=why, commit=rollout.commit)
 
 
 @contextmanager

@@ -1,0 +1,242 @@
+"""A version on trial: who gets it, what is compared, and when it is given up."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from promptstore.errors import ConflictError, InvalidInputError, NotFoundError, RefusedError
+from promptstore.lm.frozen import FrozenModel
+from promptstore.serving.options import ServerOptions
+from promptstore.serving.trials import Trial
+from promptstore.store.prompt_store import PromptStore
+from promptstore.store.rollout import Bounds, Rollout, abort_rollout, active_rollouts, finish_rollout, start_rollout
+from promptstore.testing.engine_rig import random_prompt
+from promptstore.testing.served import SENTIMENT, LiveServer, live_server, new_store, publish_random
+
+KEY = ("sentiment", "production")
+
+
+@pytest.fixture
+def store(model: FrozenModel) -> PromptStore:
+    """Version 1 in production, version 2 with a passing gate, version 3 without."""
+    store = new_store()
+    publish_random(store, model, SENTIMENT, seed=1)
+    publish_random(store, model, SENTIMENT, seed=2, alias=None)
+    store.attest("sentiment:2", "gate", {"verdict": "pass"})
+    publish_random(store, model, SENTIMENT, seed=3, alias=None)
+    return store
+
+
+@pytest.fixture
+def live(store: PromptStore, model: FrozenModel) -> Iterator[LiveServer]:
+    with live_server(store, model, ServerOptions(poll_s=3600)) as found:
+        yield found
+
+
+def _ask(live: LiveServer, *, caller: str = "", text: str = "x") -> str:
+    headers = {"x-promptstore-caller": caller} if caller else {}
+    answer = httpx.post(f"{live.url}/v1/classify", json={"model": "sentiment", "input": text}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-promptstore-alias"] == "production"
+    return str(answer.headers["x-promptstore-version"])
+
+
+def _wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_share_of_callers_gets_the_version_on_trial_and_always_the_same_ones(
+    store: PromptStore, live: LiveServer
+) -> None:
+    start_rollout(store, "sentiment:2", share=0.3)
+    live.context.follower.poll()
+    callers = [f"caller-{number}" for number in range(60)]
+    first = {caller: _ask(live, caller=caller) for caller in callers}
+    again = {caller: _ask(live, caller=caller) for caller in callers}
+    assert first == again
+    assert 6 <= Counter(first.values())["sentiment:2"] <= 32
+    assert set(first.values()) == {"sentiment:1", "sentiment:2"}
+
+
+def test_without_a_caller_each_request_is_drawn_by_itself(store: PromptStore, live: LiveServer) -> None:
+    start_rollout(store, "sentiment:2", share=0.5)
+    live.context.follower.poll()
+    assert set(Counter(_ask(live) for _ in range(40))) == {"sentiment:1", "sentiment:2"}
+
+
+def test_finishing_moves_the_alias_and_aborting_leaves_it(store: PromptStore, live: LiveServer) -> None:
+    start_rollout(store, "sentiment:2", share=1.0)
+    live.context.follower.poll()
+    assert _ask(live) == "sentiment:2"
+    abort_rollout(store, "sentiment", why="changed my mind")
+    live.context.follower.poll()
+    assert _ask(live) == "sentiment:1"
+    start_rollout(store, "sentiment:2", share=1.0)
+    finish_rollout(store, "sentiment", reason="good")
+    live.context.follower.poll()
+    assert _ask(live) == "sentiment:2"
+    assert active_rollouts(store.state) == {}
+    assert store.state.task("sentiment").aliases["production"] == 2
+
+
+def test_a_shadow_answers_nobody_and_its_labels_are_compared(store: PromptStore, live: LiveServer) -> None:
+    start_rollout(store, "sentiment:3", mode="shadow")
+    live.context.follower.poll()
+    texts = [f"text number {number}" for number in range(20)]
+    assert {_ask(live, text=text) for text in texts} == {"sentiment:1"}
+    trial, _ = live.context.follower.table.trials[KEY]
+    _wait_for(lambda: trial.compared == 20)
+    same = 0
+    for text in texts:
+        labels = [
+            httpx.post(f"{live.url}/v1/classify", json={"model": ref, "input": text}).json()["results"][0]["label"]
+            for ref in ("sentiment:1", "sentiment:3")
+        ]
+        same += labels[0] == labels[1]
+    assert trial.agreed == same
+    (shown,) = httpx.get(f"{live.url}/readyz").json()["trials"]
+    assert shown["agreement"] == same / 20
+
+
+def test_a_shadow_that_disagrees_too_much_is_given_up_here_and_in_the_store(
+    store: PromptStore, live: LiveServer
+) -> None:
+    # No two labels agree more often than always, so the bound cannot be kept by versions that differ at all.
+    bounds = Bounds(min_answers=10, min_agreement=1.0)
+    start_rollout(store, "sentiment:3", mode="shadow", bounds=bounds)
+    live.context.follower.poll()
+    trial, _ = live.context.follower.table.trials[KEY]
+    for number in range(200):
+        _ask(live, text=f"good bad {number} " * (number % 7))
+        if trial.is_over:
+            break
+    _wait_for(lambda: trial.is_over)
+    _wait_for(lambda: active_rollouts(store.refresh()) == {})
+    last = store.state.task("sentiment").version(3).attestations[-1]
+    assert (last.kind, last.body["state"]) == ("rollout", "aborted")
+    assert "agree" in last.body["why"]
+    assert 'promptstore_rollouts_given_up_total{alias="production"' in httpx.get(f"{live.url}/metrics").text
+    live.context.follower.poll()
+    assert live.context.follower.table.trials == {}
+
+
+def test_a_version_that_cannot_be_served_is_never_on_trial_and_nothing_else_suffers(
+    store: PromptStore, live: LiveServer, model: FrozenModel
+) -> None:
+    from promptstore.testing.tiny_models import tiny_llama
+
+    other = tiny_llama(seed=4)
+    version = store.publish(random_prompt(other, 4, seed=0), SENTIMENT)
+    start_rollout(store, str(version), share=1.0, force=True, reason="test")
+    live.context.follower.poll()
+    assert _ask(live) == "sentiment:1"
+    assert live.context.follower.table.trials == {}
+
+
+def test_a_trial_keeps_its_tallies_when_other_things_change(
+    store: PromptStore, live: LiveServer, model: FrozenModel
+) -> None:
+    start_rollout(store, "sentiment:2", share=1.0)
+    live.context.follower.poll()
+    _ask(live)
+    publish_random(store, model, SENTIMENT, seed=9, alias="staging")
+    live.context.follower.poll()
+    _ask(live)
+    trial, _ = live.context.follower.table.trials[KEY]
+    assert trial.on_trial.answers == 2
+
+
+def test_only_one_version_is_on_trial_for_an_alias(store: PromptStore) -> None:
+    started = start_rollout(store, "sentiment:2", share=0.1)
+    assert start_rollout(store, "sentiment:2", share=0.1) == started
+    with pytest.raises(ConflictError, match="sentiment:2"):
+        start_rollout(store, "sentiment:3", mode="shadow")
+    changed = start_rollout(store, "sentiment:2", share=0.5)
+    assert changed.share == 0.5
+    assert changed.commit > started.commit
+
+
+def test_a_protected_alias_needs_a_gate_for_a_share_but_not_for_a_shadow(store: PromptStore) -> None:
+    with pytest.raises(RefusedError, match="gate"):
+        start_rollout(store, "sentiment:3")
+    assert start_rollout(store, "sentiment:3", mode="shadow").mode == "shadow"
+
+
+def test_what_makes_no_sense_is_refused(store: PromptStore) -> None:
+    for share in (0.0, 1.1, -1.0, float("nan")):
+        with pytest.raises(InvalidInputError, match="share"):
+            start_rollout(store, "sentiment:2", share=share)
+    with pytest.raises(InvalidInputError, match="mode"):
+        start_rollout(store, "sentiment:2", mode="blue")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="min_agreement"):
+        start_rollout(store, "sentiment:2", bounds=Bounds(min_agreement=2.0))
+    with pytest.raises(ConflictError, match="nothing to try"):
+        start_rollout(store, "sentiment:1")
+    with pytest.raises(NotFoundError):
+        start_rollout(store, "sentiment:2", "staging")
+    with pytest.raises(NotFoundError):
+        abort_rollout(store, "sentiment")
+    with pytest.raises(NotFoundError):
+        finish_rollout(store, "sentiment")
+
+
+def test_a_statement_of_a_later_kind_of_writer_starts_nothing(store: PromptStore) -> None:
+    for body in ({"alias": "production", "state": "started", "mode": "waves", "share": 0.1}, {"alias": 7}, {}):
+        store.attest("sentiment:2", "rollout", body)
+        assert active_rollouts(store.state) == {}
+
+
+def test_the_alias_reaching_the_version_by_other_means_ends_the_trial(store: PromptStore) -> None:
+    start_rollout(store, "sentiment:2")
+    store.promote("sentiment:2", reason="enough")
+    assert active_rollouts(store.state) == {}
+
+
+def _trial(store: PromptStore, **bounds: float) -> Trial:
+    rollout = Rollout(*KEY, 2, "share", 0.5, replace(Bounds(min_answers=10), **bounds), commit=7)  # type: ignore[arg-type]
+    return Trial(rollout, store.resolve("sentiment:2"))
+
+
+def test_nothing_is_judged_before_there_are_enough_answers(store: PromptStore) -> None:
+    trial = _trial(store)
+    for _ in range(9):
+        trial.note(is_on_trial=True, error=RuntimeError("broken"))
+    assert trial.breach() == ""
+    trial.note(is_on_trial=True, error=RuntimeError("broken"))
+    assert "10 of 10 answers failed" in trial.breach()
+
+
+def test_what_is_not_its_fault_does_not_count_against_a_version(store: PromptStore) -> None:
+    from promptstore.errors import OverloadedError
+
+    trial = _trial(store)
+    for _ in range(50):
+        trial.note(is_on_trial=True, error=OverloadedError("busy"))
+        trial.note(is_on_trial=True, seconds=0.1)
+    assert trial.breach() == ""
+    assert trial.on_trial.failures == 0
+
+
+def test_slower_answers_than_the_version_in_place_break_the_bound(store: PromptStore) -> None:
+    trial = _trial(store, max_latency_ratio=2.0)
+    for _ in range(10):
+        trial.note(is_on_trial=True, seconds=0.5)
+    assert trial.breach() == ""
+    for _ in range(10):
+        trial.note(is_on_trial=False, seconds=0.1)
+    assert "5.00 times as long" in trial.breach()
+
+
+def test_a_trial_that_is_over_takes_nobody(store: PromptStore) -> None:
+    trial = _trial(store)
+    takers = [key for key in map(str, range(100)) if trial.takes(key)]
+    assert 30 < len(takers) < 70
+    trial.is_over = True
+    assert not any(trial.takes(key) for key in takers)
