@@ -110,7 +110,10 @@ def apply_deployments(given: argparse.Namespace) -> None:
     from flows.deploy import deploy
 
     require_prefect()
-    sys.stdout.write(deploy(given.file, pool=given.pool, pool_type=given.pool_type, tasks=str(given.tasks.resolve())))
+    # Prefect fills {{ $NAME }} in the file from the environment of its process.
+    os.environ |= {"PROMPTSTORE_WORK_POOL": given.pool, "PROMPTSTORE_TASKS": str(given.tasks.resolve())}
+    for name in deploy(given.file, pool=given.pool, pool_type=given.pool_type):
+        sys.stdout.write(f"{name}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,35 +1,119 @@
-"""Applies the deployments of a prefect.yaml: pools first, then everything in the file."""
+"""Applies the deployments of a prefect.yaml: the pool first, then everything in the file.
 
-import os
-import subprocess
-import sys
+Prefect's own `prefect deploy` reads the same file, but ends with an error after the first deployment where Prefect 3.8
+meets FastAPI 0.154, the newest it runs with: its client asks for workers with `limit: null`, which the server refuses.
+"""
+
+from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
+from typing import Any, cast
 
+import yaml
+from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.schedules import Cron, Interval, Schedule
+from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.templating import apply_values
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from promptstore.errors import InvalidInputError, PromptStoreError
+from promptstore.errors import InvalidInputError
 
 
-def deploy(file: Path, *, pool: str, pool_type: str, tasks: str) -> str:
-    """Apply `file`; applying it again changes only what differs. What Prefect's own command said.
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
 
-    pool: where the runs go; made, of `pool_type`, if it does not exist. tasks: folder with the task files, as workers
-    see it.
+
+class ScheduleEntry(Strict):
+    """`cron` or `interval` (seconds)."""
+
+    cron: str | None = None
+    interval: float | None = Field(default=None, gt=0)
+    timezone: str = "UTC"
+    active: bool = True
+
+    def schedule(self) -> Schedule:
+        if (self.cron is None) == (self.interval is None):
+            raise InvalidInputError("a schedule has either cron or interval")
+        if self.cron is not None:
+            return Cron(self.cron, timezone=self.timezone, active=self.active)
+        return Interval(timedelta(seconds=self.interval or 0), timezone=self.timezone, active=self.active)
+
+
+class PoolEntry(Strict):
+    name: str
+    work_queue_name: str | None = None
+    job_variables: dict[str, Any] = Field(default_factory=dict)
+
+
+class DeploymentEntry(Strict):
+    """One deployment, as Prefect's documentation describes it; what is not here, this file cannot say."""
+
+    name: str
+    entrypoint: str
+    work_pool: PoolEntry
+    description: str | None = None
+    tags: list[str] = Field(default_factory=list)
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    schedules: list[ScheduleEntry] = Field(default_factory=list)
+    triggers: list[dict[str, Any]] = Field(default_factory=list)
+    concurrency_limit: ConcurrencyLimitConfig | None = None
+    pull: list[Any] = Field(default_factory=list, max_length=0)
+
+    def deployment(self) -> RunnerDeployment:
+        deployment = _flow(self.entrypoint).to_deployment(
+            name=self.name,
+            description=self.description,
+            tags=self.tags,
+            parameters=self.parameters,
+            schedules=[each.schedule() for each in self.schedules],
+            triggers=cast("Any", self.triggers),
+            concurrency_limit=self.concurrency_limit,
+            work_pool_name=self.work_pool.name,
+            work_queue_name=self.work_pool.work_queue_name,
+            job_variables=self.work_pool.job_variables,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        return cast("RunnerDeployment", deployment)  # a coroutine only where it is called from one
+
+
+class DeploymentFile(BaseModel):
+    deployments: list[DeploymentEntry] = Field(min_length=1)
+
+
+def deploy(file: Path, *, pool: str, pool_type: str) -> list[str]:
+    """Apply `file`; applying it again changes only what differs. The names of what is deployed, as `flow/deployment`.
+
+    pool: made, of `pool_type`, if it does not exist. `{{ $NAME }}` in the file is a variable of the environment.
 
     Raises:
-        InvalidInputError: no such file, or Prefect does not accept what is in it, or the pool is of another type.
+        InvalidInputError: no such file, something in it is wrong, or the pool is of another type.
     """
-    if not file.is_file():
-        raise InvalidInputError(f"there is no {file}; name a prefect.yaml with --file")
+    entries = read_file(file).deployments
+    deployments = [entry.deployment() for entry in entries]
     ensure_pool(pool, pool_type)
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
-    environment = {**os.environ, "PROMPTSTORE_WORK_POOL": pool, "PROMPTSTORE_TASKS": tasks, "NO_COLOR": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise PromptStoreError(f"prefect deploy failed: {(done.stderr or done.stdout).strip()[-2000:]}")
-    return done.stdout
+    for each in deployments:
+        each.apply()
+    return [f"{each.flow_name}/{each.name}" for each in deployments]
+
+
+def read_file(file: Path) -> DeploymentFile:
+    """The deployments in `file`. Raises InvalidInputError: it is not there or something in it is wrong."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return DeploymentFile.model_validate(apply_values(content, {}))
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"there is no {file}; name a prefect.yaml with --file") from error
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"{file} is not YAML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InvalidInputError(f"{file}: {place}: {first['msg']}") from error
 
 
 def ensure_pool(name: str, kind: str) -> None:
@@ -40,15 +124,21 @@ def ensure_pool(name: str, kind: str) -> None:
     """
     with get_client(sync_client=True) as client:
         try:
+            client.create_work_pool(WorkPoolCreate(name=name, type=kind))
+        except ObjectAlreadyExists:
             found = client.read_work_pool(name)
-        except ObjectNotFound:
-            try:
-                client.create_work_pool(WorkPoolCreate(name=name, type=kind))
-            except ObjectAlreadyExists:
-                return ensure_pool(name, kind)  # somebody was faster
-            return None
-    if found.type != kind:
-        raise InvalidInputError(
-            f"work pool {name} is of type {found.type}, not {kind}; choose another name with --pool"
-        )
-    return None
+            if found.type != kind:
+                raise InvalidInputError(
+                    f"work pool {name} is of type {found.type}, not {kind}; choose another name with --pool"
+                ) from None
+
+
+def _flow(entrypoint: str) -> Flow[..., Any]:
+    module, _, name = entrypoint.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidInputError(f"entrypoint {entrypoint}: there is no such flow ({error})") from error
+    if not isinstance(found, Flow):
+        raise InvalidInputError(f"entrypoint {entrypoint} is not a flow")
+    return found
