@@ -38,7 +38,7 @@ def different_jobs() -> list[FitJob]:
     return [
         sentiment_job("short", num_virtual_tokens=1, seed=1, learning_rate=0.05),
         echo_job("text", num_virtual_tokens=9, initialise="random", schedule="cosine"),
-        sentiment_job("long", num_virtual_tokens=20, optimiser="adafactor", steps=8, batch_size=7, initialise="labels"),
+        sentiment_job("long", num_virtual_tokens=20, optimiser="adafactor", learning_rate=0.03, steps=8, batch_size=7),
         sentiment_job("all", loss="vocabulary", clip_norm=0.0, learning_rate=0.01, evaluate_every=3, patience=1),
     ]
 
