@@ -1,4 +1,4 @@
-"""Tiny models on one thread: waiting for a second one costs more than it saves, and on a busy machine a hundred times."""
+"""Tiny models on one thread: waiting for a second costs more than it saves, on a busy machine a hundred times."""
 
 import torch
 
