@@ -32,9 +32,8 @@ class CachedDecoding:
         return cache.run(self._model, [[token] for token in token_ids])
 
     @torch.inference_mode()
-    def join(self, cache: BatchCache | None, rows: Sequence[Row]) -> tuple[BatchCache, Tensor]:
+    def join(self, running: Sequence[KeysValues], rows: Sequence[Row]) -> tuple[BatchCache, Tensor]:
         newcomers, states = self.open_rows(rows)
-        running = [] if cache is None else [cache.slots(row) for row in range(cache.rows)]
         return aligned([*running, *newcomers()], room=ROOM), states
 
     @torch.inference_mode()
@@ -57,24 +56,31 @@ class PackedDecoding(CachedDecoding):
 
 
 class _CachedRows:
+    """Rows leave the cache when it is copied anyway: often newcomers join in the same breath."""
+
     def __init__(self, decoding: CachedDecoding) -> None:
         self._decoding = decoding
         self._cache: BatchCache | None = None
+        self._kept: list[int] = []
 
     def join(self, rows: Sequence[Row]) -> Tensor:
-        self._cache, states = self._decoding.join(self._cache, rows)
+        running = [] if self._cache is None else [self._cache.slots(row) for row in self._kept]
+        self._cache, states = self._decoding.join(running, rows)
+        self._kept = list(range(self._cache.rows))
         return states
 
     def step(self, token_ids: Sequence[int]) -> Tensor:
         if self._cache is None:
             raise ValueError("no rows to continue; join some first")
+        if len(self._kept) < self._cache.rows:
+            self._cache.keep(self._kept)
+            self._kept = list(range(self._cache.rows))
         return self._decoding.step(self._cache, token_ids)
 
     def keep(self, rows: Sequence[int]) -> None:
+        self._kept = [self._kept[row] for row in rows]
         if not rows:
             self._cache = None
-        elif self._cache is not None:
-            self._cache.keep(rows)
 
 
 def split(row: Row) -> tuple[KeysValues, Sequence[int]]:
