@@ -32,6 +32,7 @@ FLOWS: Mapping[str, tuple[str, str]] = {
     "promote": ("flows.promote", "PromoteParameters"),
     "retrain": ("flows.retrain", "RetrainParameters"),
     "maintain": ("flows.maintain", "MaintainParameters"),
+    "mirror": ("flows.mirror", "MirrorParameters"),
 }
 
 

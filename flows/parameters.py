@@ -112,3 +112,25 @@ class MaintainParameters(Parameters):
 
     def policy(self) -> RetentionPolicy:
         return RetentionPolicy(self.keep_newest, timedelta(days=self.keep_days), self.keep_previous)
+
+
+class MirrorParameters(Parameters):
+    """Show the log in MLflow's model registry."""
+
+    tasks: list[str] | None = Field(default=None, description="names of tasks in the store; all by default")
+    take_requests: bool = Field(
+        default=False, description="promote what people asked for by moving an alias in MLflow: gate, then approval"
+    )
+    approval: Literal["automatic", "person"] = "person"
+    approval_timeout_s: int = Field(default=86_400, ge=1)
+    approval_poll_s: int = Field(default=10, ge=1)
+
+    def promotion(self, ref: str, alias: str) -> PromoteParameters:
+        return PromoteParameters(
+            ref=ref,
+            alias=alias,
+            reason="asked for on MLflow's page",
+            approval=self.approval,
+            approval_timeout_s=self.approval_timeout_s,
+            approval_poll_s=self.approval_poll_s,
+        )

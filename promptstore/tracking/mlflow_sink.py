@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +21,7 @@ from promptstore.tracking.events import (
     RunStarted,
     TagsSet,
 )
+from promptstore.tracking.mlflow_address import without_password
 from promptstore.tracking.sink import TrackingRefusedError, TrackingUnavailableError
 
 RUN_KEY = "run_key"
@@ -50,7 +50,7 @@ class MlflowSink:
         return self._runs.get(key)
 
     def send(self, event: Event) -> None:
-        with _translated(self._uri):
+        with translated(self._uri):
             match event:
                 case RunStarted():
                     self._begin(event)
@@ -196,7 +196,7 @@ def connect(uri: str) -> Any:
 
 
 @contextmanager
-def _translated(uri: str) -> Iterator[None]:
+def translated(uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -214,12 +214,6 @@ def _translated(uri: str) -> Iterator[None]:
 def _short(error: Exception) -> str:
     """The first line of a message that may hold a whole stack of causes."""
     return str(error).strip().partition("\n")[0][:300]
-
-
-def without_password(uri: str) -> str:
-    """`uri` as it may be shown."""
-    parts = urlsplit(uri)
-    return uri if parts.password is None else uri.replace(f":{parts.password}@", ":***@", 1)
 
 
 def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from promptstore.errors import InvalidInputError
 from promptstore.tracking.delivery import Delivery, Patience, send_spool
@@ -18,13 +17,13 @@ from promptstore.tracking.events import (
     RunStarted,
     TagsSet,
 )
-from promptstore.tracking.mlflow_sink import MlflowSink, without_password
+from promptstore.tracking.mlflow_address import default_artifact_root
+from promptstore.tracking.mlflow_sink import MlflowSink
 from promptstore.tracking.null import NullTracker
 from promptstore.tracking.port import DatasetContext, DatasetRecord, RunHeader, RunStatus, Tracker, TrackingReport
 from promptstore.tracking.spool import SUFFIX, Spool, spools
 
 FORBIDDEN_IN_NAMES = re.compile(r"[^\w./: -]")
-DATABASES = ("postgresql", "mysql", "mssql")
 
 
 def _now_ms() -> int:
@@ -104,22 +103,6 @@ def replay_spool(uri: str, *, spool_folder: Path, artifact_root: str | None = No
     """Send everything in `spool_folder` to the MLflow at `uri`; one report for each spool."""
     sink = MlflowSink(uri, artifact_root=artifact_root or default_artifact_root(uri))
     return [send_spool(spool, sink) for spool in spools(spool_folder)]
-
-
-def default_artifact_root(uri: str) -> str | None:
-    """Where artifacts go when nobody says: beside a SQLite file; `None` where an MLflow server decides.
-
-    MLflow's own default for a database is a folder under wherever the process happens to run.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme.startswith("sqlite"):
-        return (Path(unquote(parts.path)[1:]).resolve().parent / "artifacts").as_uri()
-    if parts.scheme.startswith(DATABASES):
-        raise InvalidInputError(
-            f"{without_password(uri)} is a database, so artifacts need a place of their own: "
-            "give an artifact root (s3://…, file:///…), or the address of an MLflow server"
-        )
-    return None
 
 
 def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:

@@ -83,7 +83,7 @@ def test_deploying_again_changes_nothing_and_makes_nothing_twice(
     assert [each["schedule"]["cron"] for each in after["schedules"]] == ["0 2 * * *"]
     assert after["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     found = api.post("/deployments/filter", json={"deployments": {"tags": {"all_": ["promptstore"]}}}).json()
-    assert sorted(each["name"] for each in found) == ["care", "nightly", "on-demand", "on-demand"]
+    assert sorted(each["name"] for each in found) == ["care", "mirror", "nightly", "on-demand", "on-demand"]
 
 
 def test_a_pool_of_another_type_is_refused(deployed: FlowRunner) -> None:

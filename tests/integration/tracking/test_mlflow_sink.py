@@ -20,10 +20,10 @@ from promptstore.tracking.events import (
     RunStarted,
     TagsSet,
 )
+from promptstore.tracking.mlflow_address import default_artifact_root
 from promptstore.tracking.mlflow_sink import MlflowSink, connect
 from promptstore.tracking.port import DatasetRecord, RunHeader
 from promptstore.tracking.sink import Sink, TrackingRefusedError, TrackingUnavailableError
-from promptstore.tracking.tracker import default_artifact_root
 
 JOB = RunStarted(RunHeader("job", "sst2", "job", tags={"task": "sst2"}), at_ms=1000)
 PROMPT = RunStarted(RunHeader("job/0", "sst2", "seed 0", parent="job"), at_ms=1001)

@@ -8,9 +8,9 @@ from promptstore.errors import InvalidInputError
 from promptstore.testing.tracking_sink import MemorySink
 from promptstore.tracking import NullTracker, Patience, RunHeader, open_tracker
 from promptstore.tracking.delivery import Delivery
-from promptstore.tracking.mlflow_sink import without_password
+from promptstore.tracking.mlflow_address import default_artifact_root, without_password
 from promptstore.tracking.spool import Spool
-from promptstore.tracking.tracker import DeliveredTracker, default_artifact_root
+from promptstore.tracking.tracker import DeliveredTracker
 
 
 def test_without_an_address_nobody_listens(tmp_path: Path) -> None:
