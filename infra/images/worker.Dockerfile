@@ -34,4 +34,4 @@ ENV PATH=/opt/promptstore/bin:$PATH \
     RAY_USAGE_STATS_ENABLED=0
 USER 10001:10001
 WORKDIR /home/promptstore
-CMD ["promptstore", "--help"]
+CMD ["python", "-m", "flows", "worker"]

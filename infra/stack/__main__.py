@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m infra.stack", description=__doc__.partition("\n")[0])
     parser.add_argument("command", choices=("up", "down", "status"))
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where everything lies; build/stack if not given")
-    parser.add_argument("--free-ports", action="store_true", help="take free ports where the usual ones are taken")
+    parser.add_argument(
+        "--free-ports", action="store_true", help="take free ports instead of the usual ones, and keep them"
+    )
     return parser
 
 

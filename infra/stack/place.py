@@ -87,11 +87,14 @@ class StackSettings:
 
     @classmethod
     def make(cls, place: StackPlace, *, has_free_ports: bool) -> "StackSettings":
-        """has_free_ports: take free ports where the usual, or earlier, ones are taken now."""
+        """has_free_ports: instead of the usual ones, at first; later, where an earlier one is taken now.
+
+        Not the usual ones even if they are free: two stacks that start at the same time would both choose them.
+        """
         known = cls.read(place)
         ports = dict(known.ports if known else DEFAULT_PORTS)
         if has_free_ports:
-            ports = _replace_taken(ports)
+            ports = _free_ports(ports, keeps=known is not None)
         made = cls(
             ports=ports,
             password=known.password if known else secrets.token_hex(16),
@@ -126,13 +129,14 @@ def is_taken(port: int) -> bool:
     return False
 
 
-def _replace_taken(ports: Mapping[str, int]) -> dict[str, int]:
-    """All are held at once, so that none is given twice."""
+def _free_ports(ports: Mapping[str, int], *, keeps: bool) -> dict[str, int]:
+    """One for each name, the present one where it `keeps` and can; all held at once, so that none is given twice."""
     with ExitStack() as held:
         chosen: dict[str, int] = {}
         for name, port in ports.items():
             probe = held.enter_context(socket.socket())
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", 0 if is_taken(port) or port in chosen.values() else port))
+            may_stay = keeps and not is_taken(port) and port not in chosen.values()
+            probe.bind(("127.0.0.1", port if may_stay else 0))
             chosen[name] = probe.getsockname()[1]
         return chosen

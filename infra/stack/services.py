@@ -2,7 +2,12 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+import httpx
 
 from flows.environment import server_environment
 from infra.stack.environment import TELEMETRY_OFF, chosen_variables, client_variables, own_environment
@@ -11,6 +16,9 @@ from infra.stack.postgres import postgres_service
 from infra.stack.s3 import ARTIFACT_BUCKET, credentials, s3_service
 from infra.stack.service import Service, answers
 from promptstore.errors import PromptStoreError
+
+WORK_POOL = "promptstore"
+SILENT_FOR_S = 90.0
 
 
 def stages(place: StackPlace, settings: StackSettings) -> tuple[tuple[Service, ...], ...]:
@@ -22,6 +30,7 @@ def stages(place: StackPlace, settings: StackSettings) -> tuple[tuple[Service, .
     return (
         (postgres_service(place, settings), s3_service(place, settings)),
         (mlflow_service(place, settings), prefect_service(place, settings), replica_service(place, settings)),
+        (worker_service(place, settings),),
     )
 
 
@@ -82,6 +91,33 @@ def replica_service(place: StackPlace, settings: StackSettings) -> Service:
         is_ready=lambda: answers(f"{url}/readyz"),
         stops_within_s=40.0,  # it answers what it has, for up to 30 s
     )
+
+
+def worker_service(place: StackPlace, settings: StackSettings) -> Service:
+    """Runs what is scheduled for the work pool, which it makes; `python -m flows deploy` schedules."""
+    asked = {**chosen_variables(), **client_variables(place, settings)}
+    return Service(
+        name="worker",
+        place=place,
+        address=f"work pool {WORK_POOL}",
+        ports={},
+        command=_python("flows", "worker", "--pool", WORK_POOL),
+        environment={**own_environment(), **asked},
+        asked=asked,
+        is_ready=lambda: _has_reported(f"{settings.url('prefect')}/api", place.pid_file("worker")),
+    )
+
+
+def _has_reported(api: str, pid_file: Path) -> bool:
+    """Whether a worker of the pool gave a sign of life after this one was started; they do every 30 s."""
+    try:
+        found = httpx.post(f"{api}/work_pools/{WORK_POOL}/workers/filter", json={}, timeout=3.0, trust_env=False)
+        if found.status_code != 200:
+            return False
+        signs = [datetime.fromisoformat(each["last_heartbeat_time"]).timestamp() for each in found.json()]
+        return max(signs, default=0.0) > max(pid_file.stat().st_mtime, time.time() - SILENT_FOR_S)
+    except (httpx.HTTPError, OSError):
+        return False
 
 
 def _python(module: str, *arguments: str) -> tuple[str, ...]:

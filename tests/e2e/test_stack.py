@@ -23,7 +23,7 @@ from promptstore.testing.job_place import JobPlace, write_tiny_model
 from promptstore.testing.servers import MissingServerError, postgres_programs
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("postgres", "s3", "mlflow", "prefect", "server")
+SERVICES = ("postgres", "s3", "mlflow", "prefect", "server", "worker")
 PATHS = {"mlflow": "/health", "prefect": "/api/health", "server": "/readyz"}
 
 

@@ -15,7 +15,7 @@ DOCKERFILES = sorted((INFRA / "images").glob("*.Dockerfile"))
 
 
 def test_every_server_of_the_local_stack_is_there() -> None:
-    assert {"postgres", "s3", "mlflow", "prefect", "server"} <= set(SERVICES)
+    assert {"postgres", "s3", "mlflow", "prefect", "server", "worker"} <= set(SERVICES)
 
 
 @pytest.mark.parametrize("name", SERVICES)
