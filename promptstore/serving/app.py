@@ -29,5 +29,7 @@ def create_app(context: ServerContext, *, limits: BodyLimits | None = None) -> F
     failures.install(app)
     for routes in (routes_classify, routes_openai, routes_state, routes_console):
         app.include_router(routes.router)
-    app.add_middleware(RequestMiddleware, metrics=context.metrics, limits=limits or BodyLimits())
+    app.add_middleware(
+        RequestMiddleware, metrics=context.metrics, limits=limits or BodyLimits(), tracer=context.service.tracer
+    )
     return app

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from promptstore.serving.bodies import VERSION_HEADER
 from promptstore.serving.failures import RequestRefusedError, describe, error_response
 from promptstore.serving.metrics import ServerMetrics
+from promptstore.serving.tracing import NoTracer, Tracer
 
 access_log = logging.getLogger("promptstore.access")
 REQUEST_ID_HEADER = "x-request-id"
@@ -43,6 +44,7 @@ class RequestMiddleware:
     app: ASGIApp
     metrics: ServerMetrics
     limits: BodyLimits = field(default_factory=BodyLimits)
+    tracer: Tracer = field(default_factory=NoTracer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,18 +56,26 @@ class RequestMiddleware:
         scope["state"]["request_id"] = request_id
         answered, started = _Answered(), time.monotonic()
         watched = _watch(send, request_id, answered)
+        with self.tracer.span(f"{scope['method']} {scope['path']}", headers) as span:
+            try:
+                await self._answer(scope, receive, watched, answered)
+            finally:
+                span.set("request_id", request_id)
+                span.set("status", answered.status)
+                span.set("version", answered.version)
+                self._record(scope, request_id, answered, time.monotonic() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, answered: _Answered) -> None:
         try:
-            body = await self._body(headers, receive)
-            await self.app(scope, _replay(body, receive), watched)
+            body = await self._body(Headers(scope=scope), receive)
+            await self.app(scope, _replay(body, receive), send)
         except RequestRefusedError as refused:
             self.metrics.refused.labels(refused.code).inc()
-            await error_response(*describe(refused))(scope, receive, watched)
+            await error_response(*describe(refused))(scope, receive, send)
         except Exception as error:
             if answered.status:
                 raise
-            await error_response(*describe(error))(scope, receive, watched)
-        finally:
-            self._record(scope, request_id, answered, time.monotonic() - started)
+            await error_response(*describe(error))(scope, receive, send)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         bound = self.limits.body_bytes

@@ -32,6 +32,7 @@ from promptstore.serving.options import ServerOptions
 from promptstore.serving.resolving import Resolver
 from promptstore.serving.service import Service
 from promptstore.serving.shadow import Shadow
+from promptstore.serving.tracing import Tracer, default_tracer
 from promptstore.serving.trials import TrialJudge
 from promptstore.settings import Settings
 from promptstore.store.prompt_store import PromptStore
@@ -81,6 +82,7 @@ def serving(
     keys: list[ApiKey] | None = None,
     spill_folder: Path | None = None,
     abort: Callable[[Rollout, str], object] | None = None,
+    tracer: Tracer | None = None,
 ) -> Iterator[ServerContext]:
     """A context whose engine and follower run until the `with` block ends; then it answers what it has.
 
@@ -111,6 +113,7 @@ def serving(
         judge,
         Shadow(scheduler, bank, judge, metrics, busy_at=max(1, options.scheduler.queued // 4)),
         options.service,
+        tracer or default_tracer(),
     )
     access = Access(keys or (), anonymous_per_minute=options.anonymous_per_minute)
     scheduler.start()

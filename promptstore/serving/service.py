@@ -18,6 +18,7 @@ from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.resolving import Resolver
 from promptstore.serving.shadow import Shadow
 from promptstore.serving.table import Target
+from promptstore.serving.tracing import NoTracer, Tracer
 from promptstore.serving.trials import TrialJudge
 
 _LONG_TEXT_CHARS = 8192
@@ -88,6 +89,7 @@ class Service:
     judge: TrialJudge
     shadow: Shadow
     limits: ServiceLimits = field(default_factory=ServiceLimits)
+    tracer: Tracer = field(default_factory=NoTracer)
 
     async def classify(self, refs: Sequence[str], inputs: Sequence[Input], caller: str = "") -> list[Classified]:
         """Every input under every ref, inputs outermost. All of it is queued at once, or nothing.
@@ -113,7 +115,10 @@ class Service:
                 raise InvalidInputError(f"{target.version} generates text; ask /v1/completions")
         asked = [(index, ref, target) for index in range(len(inputs)) for ref, target in targets]
         encoded = [await self.encode(target, inputs[index]) for index, _, target in asked]
-        answers = await self._score(asked, encoded)
+        with self.tracer.span("score") as span:
+            answers = await self._score(asked, encoded)
+            span.set("inputs", len(asked))
+            span.set("tokens", sum(len(each.ids) for each in encoded))
         for answer in answers:
             self._shadow(answer, inputs[answer.index])
         return answers
@@ -152,7 +157,8 @@ class Service:
         self.scheduler.submit([job])
         count = 0
         try:
-            with self._counting(target):
+            with self._counting(target), self.tracer.detached_span("generate") as span:
+                span.set("version", str(target.version))
                 async for event in delivery.events():
                     if isinstance(event, Generated):
                         if count == 0:
@@ -160,6 +166,7 @@ class Service:
                         count += 1
                         yield Piece(event.text, token=event.token)
                     elif isinstance(event, Finished):
+                        span.set("tokens", count)
                         yield Piece(event.text, reason=event.reason)
             self._observe(target, started, read=len(encoded.ids), wrote=count)
         finally:

@@ -19,6 +19,7 @@ from promptstore.serving.context import ServerContext
 from promptstore.serving.middleware import BodyLimits
 from promptstore.serving.options import ServerOptions
 from promptstore.serving.server import serving
+from promptstore.serving.tracing import Tracer
 from promptstore.store.ledger import Ledger
 from promptstore.store.objects import ObjectStore
 from promptstore.store.prompt_store import PromptStore
@@ -95,11 +96,15 @@ def live_server(
     *,
     keys: list[ApiKey] | None = None,
     body: BodyLimits | None = None,
+    tracer: Tracer | None = None,
 ) -> Iterator[LiveServer]:
     """Serves until the block ends."""
     options = options or ServerOptions(poll_s=0.05)
     abort = partial(_abort, store)
-    with serving(store, model, options, keys=keys, abort=abort) as context, listening(context, body=body) as url:
+    with (
+        serving(store, model, options, keys=keys, abort=abort, tracer=tracer) as context,
+        listening(context, body=body) as url,
+    ):
         yield LiveServer(url, context)
 
 
