@@ -53,7 +53,7 @@ def _takes_writes(settings: StackSettings) -> bool:
         except (BotoCoreError, ClientError):
             return False
         try:
-            client.put_object(Bucket=bucket, Key=".ready", Body=b"")
+            client.put_object(Bucket=bucket, Key=".ready", Body=b"x")
             client.delete_object(Bucket=bucket, Key=".ready")
         except (BotoCoreError, ClientError):
             return False
