@@ -1,9 +1,12 @@
 """Payloads and manifests in an object store, by digest."""
 
+from collections.abc import Mapping
+
 from promptstore.core.state import StoreState
 from promptstore.store.cache import PromptCache
 from promptstore.store.layout import BlobKey, BlobKind
 from promptstore.store.objects import ObjectStore
+from promptstore.store.parallel import in_parallel
 from promptstore.store.reading import read_digest
 
 
@@ -19,9 +22,10 @@ class Blobs:
         self._objects = objects
         self._cache = cache
 
-    def write(self, place: BlobKey, data: bytes) -> None:
-        """Store `data`, whose digest is the place's; before anything names it."""
-        self._objects.put(str(place), data)
+    def write(self, contents: Mapping[BlobKey, bytes]) -> None:
+        """Store bytes, all at a time, each at the place of its digest; return, or raise, once none is on its way."""
+        for _ in in_parallel(lambda item: self._objects.put(str(item[0]), item[1]), contents.items()):
+            pass
 
     def read(self, place: BlobKey) -> bytes:
         """The bytes at a place.

@@ -108,7 +108,7 @@ class PromptStore:
         reason: str = "",
         actor: str | None = None,
     ) -> PromptVersion:
-        """Make `prompt` the next version of `task`: payload, manifest, commit, in that order.
+        """Make `prompt` the next version of `task`: payload and manifest, then the commit that names them.
 
         The same prompt, task, provenance and metrics give the same manifest, and publishing that again while it is
         not expired gives the version it already is.

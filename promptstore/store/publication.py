@@ -34,13 +34,12 @@ class Publication:
     def publish(self, ledger: Ledger, blobs: Blobs, reason: str, actor: str | None) -> PromptVersion:
         """The version; an existing one if the same manifest is one already.
 
-        Two puts and a commit. The bytes are written even where the version exists, so that publishing again mends what
-        was lost; and once more, to their new place, if they are condemned before the commit is made.
+        Two puts at a time, then a commit. The bytes are written even where the version exists, so that publishing
+        again mends what was lost; and once more, to their new place, if they are condemned before the commit is made.
         """
         while True:
             places = self._places(ledger.state)
-            blobs.write(places[0], self._payload)
-            blobs.write(places[1], self._manifest_bytes)
+            blobs.write(dict(zip(places, (self._payload, self._manifest_bytes), strict=True)))
             try:
                 commit = ledger.commit(partial(self._operations, places), reason=reason, actor=actor)
             except _BytesMissingError:
