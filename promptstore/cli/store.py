@@ -27,6 +27,12 @@ def open_store(store: str | None) -> "PromptStore":
     return open_prompt_store(load_settings(store=store), create=False)
 
 
+def require_reason(reason: str, *, force: bool) -> None:
+    """Raises InvalidInputError: something is forced and nobody says why."""
+    if force and not reason:
+        raise InvalidInputError("--force needs a reason that the log keeps: add -m '...'")
+
+
 @app.command(rich_help_panel="Set up")
 def init(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Make a store, after proving that its place can hold one. Safe to repeat."""
@@ -131,9 +137,8 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Point an alias at a version. `production` needs a version that passed its gate."""
+    require_reason(reason, force=force)
     prompts = open_store(store)
-    if force and not reason:
-        raise InvalidInputError("--force needs a reason that the log keeps: add -m '...'")
     if expected is None:
         version = prompts.promote(ref, alias, reason=reason, force=force)
     else:

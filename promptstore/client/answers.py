@@ -58,6 +58,7 @@ class Asked:
 
 
 MODELS = Asked("GET", "/v1/models")
+STATE = Asked("GET", "/readyz")
 
 
 def classify_request(refs: str | Sequence[str], inputs: Input | Sequence[Input]) -> Asked:

@@ -9,6 +9,7 @@ import httpx
 
 from promptstore.client.answers import (
     MODELS,
+    STATE,
     Asked,
     Classification,
     Completion,
@@ -79,6 +80,10 @@ class AsyncClient:
     async def models(self) -> list[dict[str, Any]]:
         """The aliases that are served, as the server describes them."""
         return list((await self._send(MODELS)).json()["data"])
+
+    async def trials(self) -> list[dict[str, Any]]:
+        """Versions on trial, and how they do at the server that answers."""
+        return list((await self._send(STATE)).json()["trials"])
 
     async def _send(self, asked: Asked, *, is_stream: bool = False) -> httpx.Response:
         attempts = Attempts(self._retries)

@@ -103,3 +103,21 @@ def test_importing_the_package_pulls_in_no_heavy_library() -> None:
     script = "import sys, promptstore; print([m for m in ('torch', 'boto3', 'numpy', 'mlflow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_rollout_is_started_shown_aborted_and_finished_by_other_processes(folder: Path) -> None:
+    publish(1), publish(2)
+    assert run("promote", "sst2:1", "--force", "-m", "first").returncode == 0
+    refused = run("rollout", "start", "sst2:2", "--share", "0.2")
+    assert (refused.returncode, "no passing gate" in refused.stderr) == (1, True)
+    assert run("rollout", "start", "sst2:2", "--force").returncode == 1
+    started = run("rollout", "start", "sst2:2", "--shadow", "--min-agreement", "0.9", "-m", "try it")
+    assert started.stdout == "sst2:2 is on trial in the shadow of sst2@production\n"
+    (shown,) = [json.loads(line) for line in run("rollout", "status", "--json").stdout.splitlines()]
+    assert (shown["number"], shown["mode"], shown["bounds"]["min_agreement"]) == (2, "shadow", 0.9)
+    assert run("rollout", "abort", "sst2", "-m", "not now").returncode == 0
+    assert run("rollout", "status", "--json").stdout == ""
+    over = run("rollout", "finish", "sst2")
+    assert (over.returncode, "`promptstore rollout start`" in over.stderr) == (1, True)
+    assert run("rollout", "start", "sst2:2", "--share", "1", "--force", "-m", "sure").returncode == 0
+    assert "sst2@production -> sst2:2" in run("rollout", "finish", "sst2", "--force", "-m", "good").stdout

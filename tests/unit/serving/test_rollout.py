@@ -8,6 +8,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from promptstore.client import Client
 from promptstore.errors import ConflictError, InvalidInputError, NotFoundError, RefusedError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.serving.options import ServerOptions
@@ -101,7 +102,8 @@ def test_a_shadow_answers_nobody_and_its_labels_are_compared(store: PromptStore,
         ]
         same += labels[0] == labels[1]
     assert trial.agreed == same
-    (shown,) = httpx.get(f"{live.url}/readyz").json()["trials"]
+    with Client(live.url) as client:
+        (shown,) = client.trials()
     assert shown["agreement"] == same / 20
 
 
