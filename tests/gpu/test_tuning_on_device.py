@@ -14,6 +14,7 @@ from promptstore.tuning.answers import answer_losses
 from promptstore.tuning.events import FitFinished, StepReport
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fit import FitOptions, fit
+from promptstore.tuning.initialise import initialise
 from promptstore.tuning.packed import PackedPasses, choose_passes
 from promptstore.tuning.padded import PaddedPasses
 from promptstore.tuning.passes import Group, Item, Passes
@@ -55,14 +56,20 @@ def test_the_device_takes_packed_rows(make: MakeModel) -> None:
 
 @pytest.mark.parametrize("make", [*DECODERS, tiny_t5])
 def test_prompts_fitted_together_are_prompts_fitted_alone(make: MakeModel) -> None:
+    """At a learning rate at which rounding stays rounding; what leaks from another prompt's gradient does not."""
     model = on_device(make)
     before = model.weights_digest_now()
-    jobs = [sentiment_job("a", num_virtual_tokens=50), echo_job("b"), sentiment_job("c", optimiser="adafactor", seed=1)]
+    jobs = [
+        sentiment_job("a", num_virtual_tokens=50, learning_rate=0.003),
+        echo_job("b", learning_rate=0.003),
+        sentiment_job("c", optimiser="adafactor", seed=1, learning_rate=0.003),
+    ]
     together = {event.job: event.result for event in fit(model, jobs) if isinstance(event, FitFinished)}
     for job in jobs:
         alone = next(event.result for event in fit(model, [job]) if isinstance(event, FitFinished))
-        difference = np.linalg.norm(together[job.name].last.embeddings - alone.last.embeddings)
-        assert difference < 0.02 * np.linalg.norm(alone.last.embeddings)
+        moved = np.linalg.norm(alone.last.embeddings - initialise(model, job.task, job.config).cpu().numpy())
+        # Gradients wrong by 1e-4 of their size give 7e-4 here, a leak of 3 % from another prompt's gives 3e-3.
+        assert np.linalg.norm(together[job.name].last.embeddings - alone.last.embeddings) < 2e-3 * moved
     assert model.weights_digest_now() == before
 
 

@@ -20,6 +20,7 @@ from promptstore.tuning.evaluate import evaluate
 from promptstore.tuning.events import FitEvent, FitFinished, FitResult, Notice, StepReport, ValidationReport
 from promptstore.tuning.fit import FitOptions, fit
 from promptstore.tuning.fit_job import FitJob
+from promptstore.tuning.initialise import initialise
 from promptstore.tuning.rows import Rows
 
 MODELS = [tiny_llama, tiny_gpt2, tiny_gemma, tiny_t5]
@@ -35,11 +36,12 @@ def losses(events: Iterable[FitEvent], job: str) -> list[float]:
 
 
 def different_jobs() -> list[FitJob]:
+    """Learning rates at which rounding stays rounding: at 0.3, a dozen steps make a tenth of a prompt's way of it."""
     return [
-        sentiment_job("short", num_virtual_tokens=1, seed=1, learning_rate=0.05),
-        echo_job("text", num_virtual_tokens=9, initialise="random", schedule="cosine"),
-        sentiment_job("long", num_virtual_tokens=20, optimiser="adafactor", learning_rate=0.03, steps=8, batch_size=7),
-        sentiment_job("all", loss="vocabulary", clip_norm=0.0, learning_rate=0.01, evaluate_every=3, patience=1),
+        sentiment_job("short", num_virtual_tokens=1, seed=1, learning_rate=0.003),
+        echo_job("text", num_virtual_tokens=9, initialise="random", schedule="cosine", learning_rate=0.003),
+        sentiment_job("long", num_virtual_tokens=20, optimiser="adafactor", learning_rate=0.002, steps=8, batch_size=7),
+        sentiment_job("all", loss="vocabulary", clip_norm=0.0, learning_rate=0.001, evaluate_every=3, patience=1),
     ]
 
 
@@ -64,12 +66,11 @@ def test_a_prompt_fitted_with_others_is_the_prompt_fitted_alone(make: MakeModel,
         assert (ours.steps, ours.reason, ours.best_step) == (theirs.steps, theirs.reason, theirs.best_step)
         assert losses(together, job.name) == pytest.approx(losses(alone, job.name), rel=1e-3, abs=1e-4)
         moved = np.linalg.norm(theirs.last.embeddings - start_of(model, job))
-        assert np.linalg.norm(ours.last.embeddings - theirs.last.embeddings) < 0.01 * moved
+        # Gradients wrong by 1e-4 of their size give 7e-4 here, a leak of 3 % from another prompt's gives 3e-3.
+        assert np.linalg.norm(ours.last.embeddings - theirs.last.embeddings) < 2e-3 * moved
 
 
 def start_of(model: FrozenModel, job: FitJob) -> Any:
-    from promptstore.tuning.initialise import initialise
-
     return initialise(model, job.task, job.config).numpy()
 
 
@@ -166,7 +167,7 @@ def test_a_step_waits_for_the_device_only_when_it_reports() -> None:
 
 def test_a_prompt_that_diverges_stops_with_its_cause_and_the_others_go_on() -> None:
     model = tiny_llama()
-    healthy = sentiment_job("healthy")
+    healthy = sentiment_job("healthy", learning_rate=0.003)
     broken = replace(
         sentiment_job("broken"), warm_start=SoftPrompt(np.full((4, 32), 3e38, np.float32), model.fingerprint)
     )

@@ -121,11 +121,12 @@ def test_a_damaged_checkpoint_is_refused_with_a_way_out(model: FrozenModel, dama
 def test_prompts_that_wait_again_after_a_resume_keep_what_they_had(model: FrozenModel) -> None:
     """Begun with three at a time, resumed with one at a time, interrupted again: nothing is computed twice."""
     slot = ObjectSlot(MemoryObjectStore(), "fit")
-    expected = facts(fit(model, jobs(), options=OPTIONS))
+    slow = [replace(job, config=replace(job.config, learning_rate=0.003)) for job in jobs()]
+    expected = facts(fit(model, slow, options=OPTIONS))
     wide, narrow = replace(OPTIONS, max_active=3), replace(OPTIONS, max_active=1)
-    first = facts(islice(fit(model, jobs(), options=wide, checkpoint=slot), 14))
-    second = facts(islice(fit(model, jobs(), options=narrow, checkpoint=slot), 3))
-    third = facts(fit(model, jobs(), options=narrow, checkpoint=slot))
+    first = facts(islice(fit(model, slow, options=wide, checkpoint=slot), 14))
+    second = facts(islice(fit(model, slow, options=narrow, checkpoint=slot), 3))
+    third = facts(fit(model, slow, options=narrow, checkpoint=slot))
     found = first | second | third
     assert found.keys() == expected.keys()
     assert min(step for kind, job, step in third if kind == "step" and job == "third") > 2

@@ -12,15 +12,15 @@ from promptstore.tuning.events import FitFinished, StepReport
 from promptstore.tuning.fit import FitOptions, fit
 from promptstore.tuning.search import RungReached, candidates, search, winner
 
-GRID = {"learning_rate": (1e-9, 0.1, 1e-8), "initialise": ("vocabulary", "random")}
+GRID = {"learning_rate": (1e-9, 0.01, 1e-8), "initialise": ("vocabulary", "random")}
 OPTIONS = FitOptions(report_every=4)
 
 
 def test_candidates_are_the_grid_over_the_job() -> None:
     found = candidates(sentiment_job(), GRID)
     assert len({job.name for job in found}) == 6
-    assert found[2].name == "one[learning_rate=0.1,initialise=vocabulary]"
-    assert (found[2].config.learning_rate, found[2].config.steps) == (0.1, 12)
+    assert found[2].name == "one[learning_rate=0.01,initialise=vocabulary]"
+    assert (found[2].config.learning_rate, found[2].config.steps) == (0.01, 12)
     with pytest.raises(InvalidInputError, match="did you mean 'seed'"):
         candidates(sentiment_job(), {"sed": (1, 2)})
 
@@ -31,10 +31,10 @@ def test_a_search_drops_the_worse_and_finishes_the_better() -> None:
     events = list(search(model, jobs, rungs=(0.25, 0.5), keep=0.5, options=OPTIONS))
     rungs = [event for event in events if isinstance(event, RungReached)]
     assert [(rung.step, len(rung.kept), len(rung.dropped)) for rung in rungs] == [(12, 3, 3), (24, 2, 1)]
-    assert "learning_rate=0.1" in rungs[0].kept[0]
+    assert "learning_rate=0.01" in rungs[0].kept[0]
     finished = [event for event in events if isinstance(event, FitFinished)]
     assert {event.job for event in finished} == set(rungs[1].kept)
-    assert "learning_rate=0.1" in winner(finished).job
+    assert "learning_rate=0.01" in winner(finished).job
     dropped = [event.step for event in events if isinstance(event, StepReport) and event.job in rungs[0].dropped]
     assert max(dropped) == 12
 
