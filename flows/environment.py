@@ -30,6 +30,8 @@ def server_environment(home: Path, port: int, *, database: str | None = None) ->
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_API_URL": api_url(port),
         "PREFECT_UI_API_URL": api_url(port),
+        # In memory, as by default, a server that is killed forgets who holds a slot, and the slot stays taken for good.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
     if database is not None:
         environment["PREFECT_API_DATABASE_CONNECTION_URL"] = database

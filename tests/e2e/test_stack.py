@@ -2,90 +2,26 @@
 
 import json
 import os
-import shlex
-import shutil
+import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from infra.stack.place import StackPlace, StackSettings
-from infra.stack.processes import ProcessId, ProcessRecord, running, start, stop
-from promptstore.testing.job_place import JobPlace, write_tiny_model
-from promptstore.testing.servers import MissingServerError, postgres_programs
+from infra.stack.place import StackSettings
+from infra.stack.processes import ProcessId, running, start, stop
+from infra.stack.rig import SERVICES, StackRig
+from promptstore.testing.job_place import JobPlace
 
-ROOT = Path(__file__).parents[2]
-SERVICES = ("postgres", "s3", "mlflow", "prefect", "server", "worker")
 PATHS = {"mlflow": "/health", "prefect": "/api/health", "server": "/readyz"}
-
-
-@dataclass(frozen=True)
-class Stack:
-    place: StackPlace
-    model: Path
-
-    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "infra.stack", *arguments, "--folder", str(self.place.folder)]
-        environment = {**os.environ, "PROMPTSTORE_MODEL": str(self.model), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
-        )
-
-    def shell(self, script: str) -> str:
-        """What a shell that sourced env.sh, and has nothing else of this process, prints."""
-        lines = f"set -euo pipefail\nsource {shlex.quote(str(self.place.environment_file))}\n{script}"
-        clean = {"PATH": os.defpath, "HOME": str(self.place.folder), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            ["bash", "-c", lines], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    @property
-    def settings(self) -> StackSettings:
-        settings = StackSettings.read(self.place)
-        assert settings is not None
-        return settings
-
-    @property
-    def processes(self) -> dict[str, list[ProcessId]]:
-        """Everything that runs of each service, children included."""
-        return {name: running(self.place.mark(name)) for name in SERVICES}
-
-    def leader(self, service: str) -> ProcessId:
-        record = ProcessRecord.read(self.place.pid_file(service))
-        assert record is not None
-        return record.process
-
-
-@pytest.fixture
-def stack() -> Iterator[Stack]:
-    """PostgreSQL's own user must get there: pytest's folders are closed to others."""
-    try:
-        postgres_programs()
-    except MissingServerError as error:
-        pytest.skip(str(error))
-    folder = Path(tempfile.mkdtemp(prefix="stack-"))
-    folder.chmod(0o711)
-    stack = Stack(StackPlace(folder / "stack"), write_tiny_model(folder / "model"))
-    try:
-        yield stack
-    finally:
-        stack.run("down")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_stack_comes_up_once_keeps_what_is_published_and_goes_down_without_a_trace(stack: Stack) -> None:
+def test_the_stack_comes_up_once_keeps_what_is_published_and_goes_down_without_a_trace(stack: StackRig) -> None:
     first = stack.run("up", "--free-ports")
     assert first.returncode == 0, first.stderr
     for name, path in PATHS.items():
@@ -93,7 +29,7 @@ def test_the_stack_comes_up_once_keeps_what_is_published_and_goes_down_without_a
         assert httpx.get(stack.settings.url(name) + path).status_code == 200
     publish(stack)
     assert json.loads(stack.shell("promptstore list --json"))["task"] == "sentiment"
-    assert answered_version(stack) == "1"
+    assert stack.answered_version("sentiment") == 1
     artifact_root, kept = stack.shell(LOG_AND_READ_ARTIFACT).splitlines()[-2:]
     assert artifact_root.startswith("mlflow-artifacts:/")
     assert kept.endswith("note.txt: kept in S3")
@@ -116,7 +52,7 @@ def test_the_stack_comes_up_once_keeps_what_is_published_and_goes_down_without_a
     assert json.loads(stack.shell("promptstore list --json"))["task"] == "sentiment"
 
 
-def publish(stack: Stack) -> None:
+def publish(stack: StackRig) -> None:
     folder = stack.place.folder.parent
     np.save(folder / "prompt.npy", np.zeros((4, 32), dtype=np.float32))
     task = JobPlace(folder / "job").task_file("sentiment")
@@ -124,18 +60,9 @@ def publish(stack: Stack) -> None:
     stack.shell("promptstore promote sentiment:1 --force --reason 'a test of the stack'")
 
 
-def answered_version(stack: Stack) -> str:
-    """Through the replica, once it has followed the log."""
-    for _ in range(100):
-        answer = stack.shell("promptstore ask sentiment 'a good film' --json || true")
-        if answer:
-            return str(json.loads(answer)["version"]).rpartition(":")[2]
-        time.sleep(0.5)
-    raise AssertionError("the replica never served what was promoted")
-
-
 LOG_AND_READ_ARTIFACT = """python - <<'END'
 import os
+import signal
 import boto3
 import mlflow
 with mlflow.start_run() as run:
@@ -147,7 +74,7 @@ print(found["Key"] + ": " + client.get_object(Bucket="mlflow", Key=found["Key"])
 END"""
 
 
-def test_a_taken_port_is_named_and_nothing_is_started(stack: Stack) -> None:
+def test_a_taken_port_is_named_and_nothing_is_started(stack: StackRig) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         made = StackSettings.make(stack.place, has_free_ports=True)
@@ -163,7 +90,7 @@ def test_a_taken_port_is_named_and_nothing_is_started(stack: Stack) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_started_is_stopped_again_when_a_later_server_fails(stack: Stack) -> None:
+def test_what_was_started_is_stopped_again_when_a_later_server_fails(stack: StackRig) -> None:
     stack.model.rename(stack.model.with_name("gone"))
     done = stack.run("up", "--free-ports")
     assert done.returncode == 1
@@ -190,7 +117,5 @@ def test_children_are_found_after_their_parent_was_killed(tmp_path: Path) -> Non
     assert len(running(mark)) == 3
     os.kill(parent.pid, 9)
     os.waitpid(parent.pid, 0)
-    import signal
-
     stop(parent, mark, by=signal.SIGTERM, patience_s=5)
     assert running(mark) == []
