@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from promptstore.store.retention import RetentionPolicy
 from promptstore.tuning.gate import GatePolicy
@@ -14,6 +14,28 @@ class Parameters(BaseModel):
     """Unknown names are refused: a misspelt setting would silently keep its default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FanOut(Parameters):
+    """Spread the tasks over a Ray cluster: one process for every few of them, on the devices that it asks for."""
+
+    address: str | None = Field(
+        default=None,
+        description="local (a cluster of its own), auto, host:port or ray://host:port; the setting "
+        "PROMPTSTORE_RAY_ADDRESS by default",
+    )
+    tasks_per_fit: int = Field(default=1, ge=1, description="so many tasks share one model and its devices")
+    cpus_per_fit: float = Field(default=1, gt=0, description="cores that one fit occupies")
+    gpus_per_fit: float = Field(
+        default=0, ge=0, description="GPUs that one fit occupies: a share of one, or whole ones; 0 fits on CPUs"
+    )
+
+    @field_validator("gpus_per_fit")
+    @classmethod
+    def _is_a_share_or_whole(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError(f"{value:g} GPUs: more than one must be a whole number")
+        return value
 
 
 class TuneParameters(Parameters):
@@ -30,6 +52,9 @@ class TuneParameters(Parameters):
         default_factory=dict, description="tuning settings that win over the task's"
     )
     model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
+    fan_out: FanOut | None = Field(
+        default=None, description="spread the tasks over a Ray cluster instead of fitting them together here"
+    )
 
 
 class PromoteParameters(Parameters):
@@ -74,6 +99,9 @@ class RetrainParameters(Parameters):
     approval_timeout_s: int = Field(default=86_400, ge=1)
     approval_poll_s: int = Field(default=10, ge=1)
     model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
+    fan_out: FanOut | None = Field(
+        default=None, description="spread the tasks over a Ray cluster instead of fitting them together here"
+    )
 
     def rules(self) -> DueRules:
         return DueRules(
@@ -86,7 +114,7 @@ class RetrainParameters(Parameters):
         )
 
     def tuning(self, tasks: list[str], job: str) -> TuneParameters:
-        return TuneParameters(tasks=tasks, job=job, overrides=self.overrides, model=self.model)
+        return TuneParameters(tasks=tasks, job=job, overrides=self.overrides, model=self.model, fan_out=self.fan_out)
 
     def promotion(self, ref: str, task_file: str | None, reason: str) -> PromoteParameters:
         return PromoteParameters(

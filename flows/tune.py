@@ -1,4 +1,4 @@
-"""The flow that tunes: one job, one model, any number of prompts fitted together."""
+"""The flow that tunes: one job, one model, any number of prompts fitted together, or apart on a cluster."""
 
 from prefect import flow, task
 from prefect.runtime import flow_run
@@ -6,6 +6,7 @@ from prefect.runtime import flow_run
 from flows.parameters import TuneParameters
 from flows.report import report_tuning
 from flows.retrying import is_passing
+from promptstore.errors import InvalidInputError
 from promptstore.settings import load_settings
 from promptstore.tuning.job_open import run_tune_job
 from promptstore.tuning.job_result import JobResult
@@ -15,7 +16,8 @@ from promptstore.wiring import open_prompt_store
 @flow(name="tune", flow_run_name="tune {parameters.tasks}")
 def tune(parameters: TuneParameters) -> JobResult:
     """Fit, judge, log and publish prompts for the named tasks. A repeated run publishes nothing twice."""
-    result = tune_on_device(parameters, parameters.job or str(flow_run.get_id()))
+    job = parameters.job or str(flow_run.get_id())
+    result = tune_on_device(parameters, job) if parameters.fan_out is None else spread(parameters, job)
     report_tuning(result, load_settings().mlflow_uri)
     return result
 
@@ -26,3 +28,12 @@ def tune_on_device(parameters: TuneParameters, job: str) -> JobResult:
     settings = load_settings(model=parameters.model)
     store = open_prompt_store(settings)
     return run_tune_job(parameters.tasks, job=job, settings=settings, store=store, overrides=parameters.overrides)
+
+
+def spread(parameters: TuneParameters, job: str) -> JobResult:
+    """Tune on a Ray cluster. Raises InvalidInputError: Ray is not installed here."""
+    try:
+        from flows.tune_on_ray import tune_on_cluster
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"fan_out needs {error.name}: pip install 'promptstore[ray]'") from error
+    return tune_on_cluster(parameters, job)

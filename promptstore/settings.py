@@ -1,7 +1,7 @@
 """The only reader of the environment. Every setting is a variable with the prefix `PROMPTSTORE_`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
@@ -52,6 +52,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("prefect_api_url", "PREFECT_API_URL"),
         description="Prefect server that flows report to; Prefect starts its own if empty",
     )
+    ray_address: str = Field(
+        default="local",
+        validation_alias=AliasChoices("ray_address", "PROMPTSTORE_RAY_ADDRESS", "RAY_ADDRESS"),
+        description="Ray cluster that a fan-out uses: local (one of its own), auto, host:port or ray://host:port",
+    )
     catalog: str = Field(default="", description="SQLAlchemy URL of the catalogue; SQLite in state_dir if empty")
     signing_key: Path | None = Field(default=None, description="private Ed25519 key file; commits are signed if set")
     trusted_keys: Path | None = Field(default=None, description="folder of public keys; only commits they signed count")
@@ -62,6 +67,17 @@ class Settings(BaseSettings):
     def store_url(self) -> str:
         """The store's URL: the setting, or a folder of this user."""
         return self.store or (self.state_dir / "store").resolve().as_uri()
+
+    def shared(self) -> dict[str, Any]:
+        """What a process on another machine is told, to work on the same things: the store, and all that was set here.
+
+        Paths are absolute. Secrets are left out: each machine has its own credentials.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set - {"api_key"}}
+        store = self.store_url if "://" in self.store_url else str(Path(self.store_url).expanduser().resolve())
+        model = str(Path(self.model).resolve()) if Path(self.model).exists() else self.model
+        paths = {name: value.resolve() for name, value in given.items() if isinstance(value, Path)}
+        return {**given, **paths, "store": store, "model": model}
 
     @property
     def catalog_url(self) -> str:

@@ -9,8 +9,12 @@ NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?")
 
 def check_name(name: str, what: str) -> None:
     """Refuse names that could not be a path segment, a URL segment and a metric label alike."""
-    if not NAME_PATTERN.fullmatch(name):
+    if not is_name(name):
         raise InvalidInputError(
             f"{what} {name!r} is not valid: use 1 to 64 of a-z, 0-9, '-', '_' and '.', "
             "starting and ending with a letter or digit"
         )
+
+
+def is_name(name: str) -> bool:
+    return NAME_PATTERN.fullmatch(name) is not None

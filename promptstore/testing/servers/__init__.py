@@ -3,6 +3,7 @@
 from promptstore.testing.servers.ceph import ceph_server
 from promptstore.testing.servers.postgres import PostgresServer, postgres_programs, postgres_server, postgres_user
 from promptstore.testing.servers.process import MissingServerError, ServerProcess, free_port, group_of
+from promptstore.testing.servers.ray import RayCluster, RayNode, ray_cluster
 from promptstore.testing.servers.s3 import (
     WEED_PORTS,
     S3Server,
@@ -16,6 +17,8 @@ __all__ = [
     "WEED_PORTS",
     "MissingServerError",
     "PostgresServer",
+    "RayCluster",
+    "RayNode",
     "S3Server",
     "ServerProcess",
     "careless_server",
@@ -26,6 +29,7 @@ __all__ = [
     "postgres_programs",
     "postgres_server",
     "postgres_user",
+    "ray_cluster",
     "seaweedfs_server",
     "weed_command",
 ]
