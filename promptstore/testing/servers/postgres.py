@@ -28,6 +28,11 @@ class PostgresServer:
         self._port = free_port()
         self._process: ServerProcess | None = None
 
+    @property
+    def log(self) -> Path:
+        """What it says; what clients did wrong, too."""
+        return self._folder / "log"
+
     def start(self) -> None:
         """Start, and return when it answers; makes the cluster the first time."""
         if not (self._folder / "data").exists():
@@ -42,9 +47,8 @@ class PostgresServer:
         }
         flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [str(self._programs / "postgres"), "-D", str(self._folder / "data"), *flags]
-        log = self._folder / "log"
         self._process = ServerProcess(
-            command, log=log, environment={"LC_ALL": "C", "PATH": os.defpath}, user=self._user
+            command, log=self.log, environment={"LC_ALL": "C", "PATH": os.defpath}, user=self._user
         )
         self._process.wait_until(lambda: listens(self._port) and self._answers())
 
