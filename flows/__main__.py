@@ -33,6 +33,7 @@ FLOWS: Mapping[str, tuple[str, str]] = {
     "retrain": ("flows.retrain", "RetrainParameters"),
     "maintain": ("flows.maintain", "MaintainParameters"),
     "mirror": ("flows.mirror", "MirrorParameters"),
+    "score": ("flows.score", "ScoreParameters"),
 }
 
 

@@ -1,10 +1,12 @@
 """What flows are called with: typed here, shown as forms on Prefect's page, checked before anything runs."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
+from promptstore.batch.score import ROWS_AT_ONCE, ScoreRequest
 from promptstore.store.retention import RetentionPolicy
 from promptstore.tuning.gate import GatePolicy
 from promptstore.tuning.job_due import DueRules
@@ -161,4 +163,27 @@ class MirrorParameters(Parameters):
             approval=self.approval,
             approval_timeout_s=self.approval_timeout_s,
             approval_poll_s=self.approval_poll_s,
+        )
+
+
+class ScoreParameters(Parameters):
+    """Answer every row of a file or data set by one version."""
+
+    ref: str = Field(description="task, task@alias, task:number or task@sha256:digest")
+    source: str = Field(description="rows: .jsonl, .csv or .parquet, a path or on s3://, or hf:<data set>/<split>")
+    output: Path = Field(description="where the answers go, as JSON lines; repeated with the same output it goes on")
+    url: str | None = Field(default=None, description="of a server to ask; by default the model is loaded here")
+    keep: list[str] = Field(default_factory=list, description="fields of a row to repeat beside its answer")
+    has_labels: bool = Field(default=True, description="judge the answers by the rows' labels, where they have some")
+    rows_at_once: int = Field(default=ROWS_AT_ONCE, ge=1, description="rows between two writes")
+    model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
+
+    def request(self) -> ScoreRequest:
+        return ScoreRequest(
+            ref=self.ref,
+            source=self.source,
+            output=self.output,
+            keep=tuple(self.keep),
+            has_labels=self.has_labels,
+            rows_at_once=self.rows_at_once,
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from promptstore.batch.score import ScoreSummary
 from promptstore.tuning.job_due import Due
 from promptstore.tuning.job_gate import GateOutcome
 from promptstore.tuning.job_result import JobResult
@@ -66,6 +67,14 @@ def report_due(found: Sequence[Due]) -> None:
         for each in found
     ]
     create_table_artifact(key="due", table=table, description="which tasks are due, and why")
+
+
+def report_score(summary: ScoreSummary) -> None:
+    """What was answered, how often each label was said, and the metrics where rows had labels."""
+    facts = {"rows": summary.rows, "found": summary.found, "labelled": summary.labelled, **summary.answers}
+    figures = {name: _figure(value) for name, value in summary.metrics.items()}
+    table = [{"what": name, "figure": value} for name, value in {**facts, **figures}.items()]
+    create_table_artifact(key="score", table=table, description=str(summary))
 
 
 def report_care(facts: Mapping[str, Any]) -> None:

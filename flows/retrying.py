@@ -4,9 +4,15 @@ from typing import Any
 
 from prefect.client.schemas.objects import State
 
-from promptstore.errors import CommitOutcomeUnknownError, PromptStoreError, StoreUnavailableError
+from promptstore.errors import (
+    CommitOutcomeUnknownError,
+    NotServingError,
+    OverloadedError,
+    PromptStoreError,
+    StoreUnavailableError,
+)
 
-LATER = (StoreUnavailableError, CommitOutcomeUnknownError)
+LATER = (StoreUnavailableError, CommitOutcomeUnknownError, NotServingError, OverloadedError)
 
 
 def is_passing(_task: Any, _run: Any, state: State[Any]) -> bool:

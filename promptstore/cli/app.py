@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from promptstore.cli import assets, care, catalog, keys, rollout, serve, store, task, tune
+from promptstore.cli import assets, care, catalog, keys, rollout, score, serve, store, task, tune
 from promptstore.cli.demo import command as demo
 from promptstore.cli.options import JsonOption, ModelOption, StoreOption
 from promptstore.cli.output import emit
@@ -24,6 +24,7 @@ app.add_typer(tune.app)
 app.add_typer(store.app)
 app.add_typer(care.app)
 app.add_typer(serve.app)
+app.add_typer(score.app)
 app.add_typer(catalog.app, name="catalog", rich_help_panel="Look")
 app.add_typer(rollout.app, name="rollout", rich_help_panel="Change")
 app.add_typer(task.app, name="task", rich_help_panel="Tune")

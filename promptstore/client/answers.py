@@ -61,6 +61,10 @@ MODELS = Asked("GET", "/v1/models")
 STATE = Asked("GET", "/readyz")
 
 
+def model_request(ref: str) -> Asked:
+    return Asked("GET", f"/v1/models/{ref}")
+
+
 def classify_request(refs: str | Sequence[str], inputs: Input | Sequence[Input]) -> Asked:
     model = refs if isinstance(refs, str) else list(refs)
     given = inputs if isinstance(inputs, str | Mapping) else list(inputs)

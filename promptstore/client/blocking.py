@@ -20,6 +20,7 @@ from promptstore.client.answers import (
     classify_request,
     complete_request,
     completion,
+    model_request,
     piece_of,
 )
 from promptstore.client.attempts import DEFAULT_RETRIES, Attempts, Retries
@@ -90,6 +91,10 @@ class Client:
     def trials(self) -> list[dict[str, Any]]:
         """Versions on trial, and how they do at the server that answers."""
         return list(self._send(STATE).json()["trials"])
+
+    def model(self, ref: str) -> dict[str, Any]:
+        """The version that `ref` names now, and what its task reads and answers, as the server describes them."""
+        return dict(self._send(model_request(ref)).json())
 
     def _send(self, asked: Asked, *, is_stream: bool = False) -> httpx.Response:
         attempts = Attempts(self._retries)

@@ -52,13 +52,21 @@ def model_id(task: str, alias: str) -> str:
 
 
 def model_body(target: Target, asked: str | None = None) -> dict[str, Any]:
-    version = target.version
+    """A version as a model of OpenAI's interface, and what of its task a client needs to ask it and judge answers."""
+    version, task = target.version, target.prompt.task
+    about = {
+        "kind": task.kind,
+        "fields": list(task.template_fields),
+        "labels": list(task.label_names),
+        "target_field": task.target_field,
+        "metric": task.metric,
+    }
     return {
         "id": asked or model_id(version.task, target.alias or ""),
         "object": "model",
         "created": int(datetime.fromisoformat(version.at).timestamp()),
         "owned_by": version.actor or "promptstore",
-        "promptstore": {**version_body(target), "kind": target.prompt.task.kind},
+        "promptstore": {**version_body(target), **about},
     }
 
 

@@ -25,11 +25,18 @@ def load_task_rows(task: TaskSpec, *, settings: StoreSettings | None = None) -> 
     return train, validation
 
 
-def load_rows(source: str, *, fields: Collection[str] | None = None, settings: StoreSettings | None = None) -> Rows:
+def load_rows(
+    source: str,
+    *,
+    fields: Collection[str] | None = None,
+    optional: Collection[str] = (),
+    settings: StoreSettings | None = None,
+) -> Rows:
     """All rows of one source, as text. Numbers and booleans are written as JSON writes them; a null is an absent field.
 
     source: a `.jsonl`, `.csv` or `.parquet` path; `s3://bucket/key` with such an ending;
     `hf:<data set>[@<revision>][:<config>]/<split>`. fields: keep these alone, and refuse a row that lacks one.
+    optional: keep these as well, where a row has them.
 
     Raises:
         InvalidInputError: a source of no known kind, or a broken row; names source, line and field.
@@ -39,7 +46,7 @@ def load_rows(source: str, *, fields: Collection[str] | None = None, settings: S
     items: list[Mapping[str, str]] = []
     numbers: list[int] = []
     for number, raw in _raw_rows(source, settings):
-        items.append(_text_row(raw, fields, f"{source}, row {number}"))
+        items.append(_text_row(raw, fields, optional, f"{source}, row {number}"))
         numbers.append(number)
     return Rows(source, tuple(items), tuple(numbers))
 
@@ -71,9 +78,13 @@ def _read_bytes(source: str, settings: StoreSettings | None) -> bytes:
         raise InvalidInputError(f"data file {path} cannot be read: {error.strerror}") from error
 
 
-def _text_row(raw: Mapping[str, Any], fields: Collection[str] | None, where: str) -> Mapping[str, str]:
+def _text_row(
+    raw: Mapping[str, Any], fields: Collection[str] | None, optional: Collection[str], where: str
+) -> Mapping[str, str]:
     row = {
-        name: _text(value) for name, value in raw.items() if value is not None and (fields is None or name in fields)
+        name: _text(value)
+        for name, value in raw.items()
+        if value is not None and (fields is None or name in fields or name in optional)
     }
     if fields is not None and (missing := sorted(set(fields) - row.keys())):
         raise InvalidInputError(f"{where}: field {missing[0]!r} is missing; the row has {', '.join(sorted(raw))}")

@@ -1,0 +1,57 @@
+"""From settings to scoring at work: what the command line and the flow both call."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from promptstore.batch.answers import Answers
+from promptstore.batch.score import OnProgress, ScoreRequest, ScoreSummary, score
+from promptstore.settings import Settings
+from promptstore.wiring import open_prompt_store
+
+if TYPE_CHECKING:
+    from promptstore.lm.frozen import FrozenModel
+
+
+def run_score_job(request: ScoreRequest, *, settings: Settings, url: str | None = None) -> ScoreSummary:
+    """Score with the model and store of the settings or, given a `url`, through the server there. Raises as `score`."""
+    with _opened_answers(settings, url) as answers, _shown_bar() as on_progress:
+        return score(request, answers, settings=settings, on_progress=on_progress)
+
+
+@contextmanager
+def _opened_answers(settings: Settings, url: str | None) -> Iterator[Answers]:
+    if url is not None:
+        from promptstore.batch.served_answers import ServedAnswers
+        from promptstore.client import Client
+
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        with Client(url, api_key=key) as client:
+            yield ServedAnswers(client)
+        return
+
+    from promptstore.batch.local_answers import LocalAnswers
+
+    def open_base() -> "FrozenModel":
+        from promptstore.lm.source import open_model
+
+        return open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
+
+    yield LocalAnswers(open_prompt_store(settings, create=False), open_base)
+
+
+@contextmanager
+def _shown_bar(stream: TextIO | None = None) -> Iterator[OnProgress]:
+    """A bar on `stream` (standard error) if it is a terminal; nothing otherwise."""
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        yield lambda _done, _rows: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=stream), refresh_per_second=4) as bars:
+        bar = bars.add_task("rows", total=None)
+        yield lambda done, rows: bars.update(bar, completed=done, total=rows)
