@@ -34,6 +34,7 @@ FLOWS: Mapping[str, tuple[str, str]] = {
     "maintain": ("flows.maintain", "MaintainParameters"),
     "mirror": ("flows.mirror", "MirrorParameters"),
     "score": ("flows.score", "ScoreParameters"),
+    "upgrade_base": ("flows.upgrade_base", "UpgradeBaseParameters"),
 }
 
 

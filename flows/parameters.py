@@ -10,6 +10,7 @@ from promptstore.batch.score import ROWS_AT_ONCE, ScoreRequest
 from promptstore.store.retention import RetentionPolicy
 from promptstore.tuning.gate import GatePolicy
 from promptstore.tuning.job_due import DueRules
+from promptstore.tuning.job_upgrade import UpgradeRequest
 
 
 class Parameters(BaseModel):
@@ -186,4 +187,34 @@ class ScoreParameters(Parameters):
             keep=tuple(self.keep),
             has_labels=self.has_labels,
             rows_at_once=self.rows_at_once,
+        )
+
+
+class UpgradeBaseParameters(Parameters):
+    """Bring every prompt that the aliases name from the old base model to the new one, all in one release."""
+
+    old_model: str = Field(description="base model that the prompts in use stand on")
+    model: str | None = Field(default=None, description="the new one; the setting PROMPTSTORE_MODEL by default")
+    tasks: list[str] = Field(
+        default_factory=list, description="task files (.toml), folders of them, or tasks in the store; all by default"
+    )
+    aliases: list[str] = Field(default=["production"], min_length=1, description="what they name is brought over")
+    overrides: dict[str, JsonValue] = Field(
+        default_factory=dict, description="tuning settings that win over the tasks'; `initialise` starts all of them so"
+    )
+    minimum: float | None = Field(default=None, description="every task's metric must reach this")
+    min_recall: float | None = Field(default=None, ge=0, le=1, description="of every label, so much must be found")
+    max_drop: float = Field(default=0.05, ge=0, description="how far a metric may lie behind the old version's")
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="chance that a version which is no worse is refused")
+    allow_partial: bool = Field(default=False, description="release the tasks that pass even if others do not")
+
+    def request(self) -> UpgradeRequest:
+        return UpgradeRequest(
+            old_model=self.old_model,
+            tasks=self.tasks,
+            aliases=self.aliases,
+            overrides=self.overrides,
+            policy=GatePolicy(
+                minimum=self.minimum, min_recall=self.min_recall, max_drop=self.max_drop, alpha=self.alpha
+            ),
         )

@@ -9,6 +9,7 @@ from promptstore.batch.score import ScoreSummary
 from promptstore.tuning.job_due import Due
 from promptstore.tuning.job_gate import GateOutcome
 from promptstore.tuning.job_result import JobResult
+from promptstore.tuning.upgrade_release import UpgradeResult
 
 
 def report_tuning(result: JobResult, mlflow_uri: str) -> None:
@@ -75,6 +76,30 @@ def report_score(summary: ScoreSummary) -> None:
     figures = {name: _figure(value) for name, value in summary.metrics.items()}
     table = [{"what": name, "figure": value} for name, value in {**facts, **figures}.items()]
     create_table_artifact(key="score", table=table, description=str(summary))
+
+
+def report_upgrade(result: UpgradeResult) -> None:
+    """One row for each alias: what it named, what is ready for it, and whether that may take its place."""
+    table = []
+    for each in result.upgrade.tasks:
+        row = {"task": each.task, "start": each.start, "version": each.version or "none", "why": each.failure or ""}
+        for outcome in each.outcomes:
+            verdict = outcome.verdict
+            table.append(
+                {
+                    **row,
+                    "alias": outcome.alias,
+                    "in its place": f"{each.task}:{outcome.against}",
+                    "metric": verdict.metric,
+                    "old": _figure(verdict.production),
+                    "new": _figure(verdict.candidate),
+                    "gate": verdict.verdict,
+                    "why": "; ".join(check.explanation for check in verdict.failures),
+                }
+            )
+        if not each.outcomes:
+            table.append(row)
+    create_table_artifact(key="upgrade", table=table, description=str(result))
 
 
 def report_care(facts: Mapping[str, Any]) -> None:

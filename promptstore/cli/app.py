@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from promptstore.cli import assets, care, catalog, keys, rollout, score, serve, store, task, tune
+from promptstore.cli import assets, care, catalog, keys, rollout, score, serve, store, task, tune, upgrade
 from promptstore.cli.demo import command as demo
 from promptstore.cli.options import JsonOption, ModelOption, StoreOption
 from promptstore.cli.output import emit
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(demo.app)
 app.add_typer(tune.app)
+app.add_typer(upgrade.app)
 app.add_typer(store.app)
 app.add_typer(care.app)
 app.add_typer(serve.app)

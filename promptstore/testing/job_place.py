@@ -102,9 +102,9 @@ class JobPlace:
         return self.folder / f"{name}.{ending}"
 
 
-def write_tiny_model(folder: Path) -> Path:
+def write_tiny_model(folder: Path, *, seed: int = 0, hidden_size: int = 32) -> Path:
     """A tiny model on disk, for processes that open it by its folder."""
-    model = tiny_llama()
+    model = tiny_llama(seed=seed, hidden_size=hidden_size)
     model.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return folder

@@ -23,7 +23,7 @@ from promptstore.tuning.fit import fit
 from promptstore.tuning.fit_checkpoint import FileSlot
 from promptstore.tuning.job_folder import Decision, JobFolder, job_folder
 from promptstore.tuning.job_log import PromptLog, tags_of
-from promptstore.tuning.job_plan import TaskPlan, plan_tasks, request_of, with_warm_start
+from promptstore.tuning.job_plan import TaskPlan, WarmStart, plan_tasks, request_of, with_warm_start
 from promptstore.tuning.job_progress import JobProgress, SilentProgress
 from promptstore.tuning.job_result import JobResult, TunedTask
 from promptstore.tuning.task_file import without_local_paths
@@ -49,8 +49,20 @@ class JobTools:
     actor: str | None = None
 
 
-def tune_tasks(tasks: Sequence[TaskSpec], *, job: str, tools: JobTools, overrides: Mapping[str, Any]) -> JobResult:
+NO_STARTS: Mapping[str, WarmStart] = {}
+
+
+def tune_tasks(
+    tasks: Sequence[TaskSpec],
+    *,
+    job: str,
+    tools: JobTools,
+    overrides: Mapping[str, Any],
+    starts: Mapping[str, WarmStart] = NO_STARTS,
+) -> JobResult:
     """Fit one prompt for each task, together on one model, and publish what came out with all that led to it.
+
+    starts: by task, first values in place of what its initialiser says; the job's name must stand for them.
 
     A task whose fit diverges has its cause in the result and no version; the others go on. Called again under the same
     job name, it reuses what is done: the baseline, the fit's checkpoint, a decision made, a version published.
@@ -64,7 +76,12 @@ def tune_tasks(tasks: Sequence[TaskSpec], *, job: str, tools: JobTools, override
     try:
         with job_folder(tools.folder, job) as folder:
             plans = plan_tasks(tasks, overrides, settings=tools.settings)
-            plans = [with_warm_start(plan, overrides, folder, tools.store, tools.model) for plan in plans]
+            plans = [
+                plan.started_by(starts[plan.name])
+                if plan.name in starts
+                else with_warm_start(plan, overrides, folder, tools.store, tools.model)
+                for plan in plans
+            ]
             folder.require_same(request_of(job, plans, tools.model))
             done = _Job(job, tools, folder, plans).run()
     finally:

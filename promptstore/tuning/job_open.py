@@ -9,6 +9,7 @@ from typing import Any
 from promptstore.core.ref import DEFAULT_ALIAS
 from promptstore.core.task import TaskSpec
 from promptstore.errors import InvalidInputError, NotFoundError
+from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.source import open_model
 from promptstore.settings import Settings
 from promptstore.store.prompt_store import PromptStore
@@ -62,14 +63,16 @@ def run_gate_job(
     if task_file is not None:
         task = _same_task(read_task(Path(task_file)), task)
     _, held_out = split_validation(load_rows(task.data.validation, fields=fields, settings=settings))
-    model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
+    model = open_base(settings.model, settings)
     return gate_version(store, model, ref, held_out, alias=alias, policy=policy, actor=actor)
 
 
 @contextmanager
-def opened_tools(settings: Settings, store: PromptStore, job: str, *, actor: str | None = None) -> Iterator[JobTools]:
-    """The model, the tracker and the folder of a job."""
-    model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
+def opened_tools(
+    settings: Settings, store: PromptStore, job: str, *, actor: str | None = None, model: FrozenModel | None = None
+) -> Iterator[JobTools]:
+    """The model, the tracker and the folder of a job. model: if it is open already."""
+    model = model or open_base(settings.model, settings)
     tracker = open_tracker(settings.mlflow_uri, spool_folder=settings.state_dir / "tracking", job=job)
     with shown_progress() as progress:
         yield JobTools(
@@ -82,6 +85,11 @@ def opened_tools(settings: Settings, store: PromptStore, job: str, *, actor: str
             git_commit=git_commit(Path.cwd()),
             actor=actor,
         )
+
+
+def open_base(source: str, settings: Settings) -> FrozenModel:
+    """The base model at `source`, on the device and in the dtype of the settings. Raises as `open_model`."""
+    return open_model(source, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
 
 
 def task_names(given: Sequence[str]) -> list[str]:

@@ -22,6 +22,14 @@ from promptstore.tuning.rows import Rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class WarmStart:
+    """First values that the caller chose, for the model of the job. parent: digest of the version they come from."""
+
+    prompt: SoftPrompt
+    parent: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TaskPlan:
     """One task of a job. selection: rows that pick the best step; held_out: rows that judge it.
 
@@ -40,6 +48,11 @@ class TaskPlan:
     @property
     def name(self) -> str:
         return self.task.name
+
+    def started_by(self, start: WarmStart) -> "TaskPlan":
+        """The same, with `start` and its length in place of the initialiser."""
+        config = replace(self.config, num_virtual_tokens=start.prompt.num_virtual_tokens)
+        return replace(self, config=config, warm_start=start.prompt, parent=start.parent)
 
     def fit_job(self) -> FitJob:
         return FitJob(self.name, self.task, self.config, self.train, self.selection, self.warm_start)
