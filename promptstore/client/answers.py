@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
+from urllib.parse import quote
 
 from promptstore.errors import CorruptError, NotServingError
 
@@ -62,7 +63,7 @@ STATE = Asked("GET", "/readyz")
 
 
 def model_request(ref: str) -> Asked:
-    return Asked("GET", f"/v1/models/{ref}")
+    return Asked("GET", f"/v1/models/{quote(ref, safe='@:')}")
 
 
 def classify_request(refs: str | Sequence[str], inputs: Input | Sequence[Input]) -> Asked:

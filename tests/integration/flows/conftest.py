@@ -41,7 +41,7 @@ def place(tmp_path: Path, empty_mlflow: Path) -> JobPlace:
 
 @pytest.fixture(scope="session")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as server:
+    with prefect_server(tmp_path_factory.mktemp("prefect"), timeout_s=400) as server:
         yield server
 
 

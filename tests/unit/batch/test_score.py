@@ -18,7 +18,7 @@ from promptstore.errors import ConflictError, InvalidInputError, NotFoundError, 
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.predictor import Predictor
 from promptstore.store.prompt_store import PromptStore
-from promptstore.testing.served import ANSWER, SENTIMENT, live_server, publish_random, store_of
+from promptstore.testing.served import ANSWER, SENTIMENT, LiveServer, live_server, publish_random, store_of
 from promptstore.testing.tiny_models import tiny_llama
 from promptstore.tuning.rows import Row
 
@@ -142,18 +142,31 @@ def without_time(summary: ScoreSummary) -> dict[str, Any]:
 
 
 @pytest.fixture
-def served(store: PromptStore, model: FrozenModel) -> Iterator[ServedAnswers]:
-    with live_server(store, model) as live, Client(live.url) as client:
+def live(store: PromptStore, model: FrozenModel) -> Iterator[LiveServer]:
+    with live_server(store, model) as server:
+        yield server
+
+
+@pytest.fixture
+def served(live: LiveServer) -> Iterator[ServedAnswers]:
+    with Client(live.url) as client:
         yield ServedAnswers(client)
 
 
 def test_a_server_gives_the_same_answers_by_one_version_through_a_promotion(
-    model: FrozenModel, store: PromptStore, local: LocalAnswers, served: ServedAnswers, ask: Callable[..., ScoreRequest]
+    model: FrozenModel,
+    store: PromptStore,
+    local: LocalAnswers,
+    live: LiveServer,
+    served: ServedAnswers,
+    ask: Callable[..., ScoreRequest],
 ) -> None:
     score(ask("local.jsonl"), local)
     with pytest.raises(KeyboardInterrupt):
         score(ask(), Cut(served, calls=2))
     publish_random(store, model, SENTIMENT, seed=9)
+    live.context.follower.poll()
+    assert served.resolve(PromptRef.parse("sentiment")).number == 2
     summary = score(ask(), served)
     assert (summary.version, summary.digest) == ("sentiment:1", store.resolve("sentiment:1").digest)
     for each, expected in zip(lines(ask()), lines(ask("local.jsonl")), strict=True):

@@ -95,6 +95,18 @@ def test_models_are_listed(client: Client) -> None:
     assert [each["id"] for each in client.models()] == ["answer", "entailment", "sentiment", "topic"]
 
 
+@pytest.mark.parametrize("ref", ["entailment", "entailment:1", "entailment@production"])
+def test_what_a_ref_names_is_told_with_what_its_task_reads(client: Client, ref: str) -> None:
+    about = client.model(ref)["promptstore"]
+    assert client.model(f"entailment@{about['digest']}")["promptstore"]["version"] == 1
+    assert (about["kind"], about["fields"], about["labels"]) == (
+        "classification",
+        ["premise", "hypothesis"],
+        ["yes", "no"],
+    )
+    assert (about["target_field"], about["metric"]) == ("label", "accuracy")
+
+
 def test_the_asynchronous_client_does_the_same(server: LiveServer, client: Client) -> None:
     async def ask() -> tuple[object, ...]:
         async with AsyncClient(server.url, api_key="secret") as other:
@@ -103,6 +115,7 @@ def test_the_asynchronous_client_does_the_same(server: LiveServer, client: Clien
                 await other.complete("answer", "who ?", max_tokens=4),
                 [piece async for piece in other.stream("answer", "who ?", max_tokens=4)],
                 await other.models(),
+                await other.model("topic"),
             )
 
     assert asyncio.run(ask()) == (
@@ -110,6 +123,7 @@ def test_the_asynchronous_client_does_the_same(server: LiveServer, client: Clien
         client.complete("answer", "who ?", max_tokens=4),
         list(client.stream("answer", "who ?", max_tokens=4)),
         client.models(),
+        client.model("topic"),
     )
 
 
@@ -120,6 +134,8 @@ def test_the_asynchronous_client_does_the_same(server: LiveServer, client: Clien
         (lambda client: client.classify("NOTHING", "x"), InvalidInputError),
         (lambda client: client.classify("answer", "x"), InvalidInputError),
         (lambda client: list(client.stream("nothing", "x")), NotFoundError),
+        (lambda client: client.model("nothing"), NotFoundError),
+        (lambda client: client.model("../../metrics"), InvalidInputError),
     ],
 )
 def test_the_servers_errors_are_this_packages_errors(

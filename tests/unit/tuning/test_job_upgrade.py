@@ -133,6 +133,12 @@ def test_those_that_pass_may_be_released_without_the_others(place: Place) -> Non
 
 def test_every_alias_is_judged_against_what_it_names(place: Place) -> None:
     place.store().promote("sst2:1", "staging", reason="test")
+    commits = set()
+    for _ in range(2):
+        strict = place.judge("staging", "production", policy=STRICT)
+        assert len(release_upgrade(place.store(), strict).refused) == 2
+        commits.add(place.store().state.number)
+    assert len(commits) == 1, "verdicts are said once"
     upgrade = place.judge("staging", "production", "missing")
     aliases = {each.task: [outcome.alias for outcome in each.outcomes] for each in upgrade.tasks}
     assert aliases == {"sst2": ["staging", "production"], "mood": ["production"]}
