@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 2
 STAMP := .venv/.setup-$(shell cat pyproject.toml requirements.lock 2>/dev/null | cksum | cut -d' ' -f1)
 
 .PHONY: help setup demo up down stack test test-ceph test-fast check format bench bench-quality clean
@@ -31,8 +32,8 @@ down: $(STAMP) ## Stop what `make up` started; its data stays in build/stack
 stack: $(STAMP) ## Show what of the stack is up, and where
 	@$(BIN)/python -m infra.stack status
 
-test: setup ## Run every test against real servers
-	@$(BIN)/python -m pytest -q
+test: setup ## Run every test against real servers, in WORKERS processes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-ceph: $(STAMP) ## Check the store on a second S3 server, Ceph RGW
 	@infra/servers/install-ceph.sh
