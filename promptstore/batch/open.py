@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def run_score_job(request: ScoreRequest, *, settings: Settings, url: str | None = None) -> ScoreSummary:
     """Score with the model and store of the settings or, given a `url`, through the server there. Raises as `score`."""
-    with _opened_answers(settings, url) as answers, _shown_bar() as on_progress:
+    with _opened_answers(settings, url) as answers, shown_bar() as on_progress:
         return score(request, answers, settings=settings, on_progress=on_progress)
 
 
@@ -42,7 +42,7 @@ def _opened_answers(settings: Settings, url: str | None) -> Iterator[Answers]:
 
 
 @contextmanager
-def _shown_bar(stream: TextIO | None = None) -> Iterator[OnProgress]:
+def shown_bar(stream: TextIO | None = None) -> Iterator[OnProgress]:
     """A bar on `stream` (standard error) if it is a terminal; nothing otherwise."""
     stream = stream or sys.stderr
     if not stream.isatty():

@@ -1,5 +1,6 @@
 """Scoring a file: in order, by one version, resumed wherever it was cut, in this process or through a server."""
 
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from promptstore.batch.answers import Answer, Answers, ScoredVersion
 from promptstore.batch.local_answers import LocalAnswers
+from promptstore.batch.open import run_score_job, shown_bar
 from promptstore.batch.score import ScoreRequest, ScoreSummary, score
 from promptstore.batch.score_file import score_file
 from promptstore.batch.served_answers import ServedAnswers
@@ -17,6 +19,7 @@ from promptstore.core.ref import PromptRef
 from promptstore.errors import ConflictError, InvalidInputError, NotFoundError, NotServingError, PromptStoreError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.predictor import Predictor
+from promptstore.settings import load_settings
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.served import ANSWER, SENTIMENT, LiveServer, live_server, publish_random, store_of
 from promptstore.testing.tiny_models import tiny_llama
@@ -262,3 +265,24 @@ def test_two_at_once_do_not_write_one_file(local: LocalAnswers, ask: Callable[..
 def test_a_server_that_is_not_there_is_said(ask: Callable[..., ScoreRequest]) -> None:
     with Client("http://127.0.0.1:9", retries=Retries(attempts=1)) as client, pytest.raises(NotServingError):
         score(ask(), ServedAnswers(client))
+
+
+def test_a_job_with_a_url_needs_the_server_alone(
+    live: LiveServer, ask: Callable[..., ScoreRequest], tmp_path: Path
+) -> None:
+    nothing = load_settings(store=str(tmp_path / "no-store"), model="no-model")
+    summary = run_score_job(ask(), settings=nothing, url=live.url)
+    assert (summary.version, summary.rows) == ("sentiment:1", len(ROWS))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "is_shown"), [(Terminal(), True), (io.StringIO(), False)])
+def test_a_bar_is_shown_on_a_terminal_alone(stream: io.StringIO, is_shown: bool) -> None:
+    with shown_bar(stream) as on_progress:
+        on_progress(3, 7)
+    assert ("3/7" in stream.getvalue()) == is_shown
+    assert bool(stream.getvalue()) == is_shown
