@@ -4,9 +4,11 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
-from promptstore.errors import PromptStoreError
+from promptstore.errors import CorruptError, NotFoundError, PromptStoreError, StoreUnavailableError, UntrustedError
 
 if TYPE_CHECKING:
     from promptstore.settings import Settings
@@ -18,6 +20,14 @@ PACKAGES = {
     "mlflow": "tuning",
     "fastapi": "serving",
     "prefect": "flows",
+}
+
+
+STORE_FIXES: dict[type[PromptStoreError], str] = {
+    NotFoundError: "make one: promptstore init, or set PROMPTSTORE_STORE to where it is",
+    StoreUnavailableError: "bring its server back, or correct PROMPTSTORE_STORE and the settings of S3",
+    CorruptError: "see what is damaged: promptstore verify",
+    UntrustedError: "find out who wrote to it; PROMPTSTORE_TRUSTED_KEYS and PROMPTSTORE_STATE_DIR say what is expected",
 }
 
 
@@ -39,12 +49,10 @@ def examine(settings: "Settings") -> Iterator[Finding]:
     yield _python()
     for package, extra in PACKAGES.items():
         yield _package(package, extra)
-    yield _looked("device", lambda: _device(settings), "PROMPTSTORE_DEVICE=cpu works everywhere")
-    yield _looked(
-        "store", lambda: _store(settings), "set PROMPTSTORE_STORE to where it is, or make one: promptstore init"
-    )
+    yield _looked("device", lambda: _device(settings), "PROMPTSTORE_DEVICE=cpu and PROMPTSTORE_DTYPE=auto always work")
+    yield _looked("store", lambda: _store(settings), "correct the setting that is named", STORE_FIXES)
     yield _looked("model", lambda: _model(settings), "run: promptstore assets fetch, or set PROMPTSTORE_MODEL")
-    yield _server("MLflow", settings.mlflow_uri, "/health", "PROMPTSTORE_MLFLOW_URI", "runs are not tracked")
+    yield _mlflow(settings.mlflow_uri)
     yield _server(
         "Prefect", settings.prefect_api_url, "/health", "PREFECT_API_URL", "flows start a server of their own"
     )
@@ -62,11 +70,14 @@ def _package(package: str, extra: str) -> Finding:
         return Finding(package, False, "not installed", f"pip install 'promptstore[{extra}]'")
 
 
-def _looked(what: str, look: Callable[[], str], fix: str) -> Finding:
+def _looked(
+    what: str, look: Callable[[], str], fix: str, fixes: dict[type[PromptStoreError], str] | None = None
+) -> Finding:
+    """fixes: by kind of error, where one kind needs something else than `fix`."""
     try:
         return Finding(what, True, look())
     except PromptStoreError as error:
-        return Finding(what, False, str(error), fix)
+        return Finding(what, False, str(error), (fixes or {}).get(type(error), fix))
     except ImportError as error:
         return Finding(what, False, f"cannot look: {error}", "install the packages above first")
 
@@ -74,10 +85,13 @@ def _looked(what: str, look: Callable[[], str], fix: str) -> Finding:
 def _device(settings: "Settings") -> str:
     import torch
 
-    threads = torch.get_num_threads()
-    if settings.device == "cpu" or not torch.cuda.is_available():
-        return f"cpu, {threads} threads"
-    return f"{torch.cuda.get_device_name()}, {torch.cuda.device_count()} device(s)"
+    from promptstore.lm.placement import choose_placement
+
+    placement = choose_placement(settings.device, settings.dtype)
+    computed = str(placement.dtype).removeprefix("torch.")
+    if placement.device.type != "cuda":
+        return f"{placement.device}, {torch.get_num_threads()} threads, {computed}"
+    return f"{torch.cuda.get_device_name(placement.device)}, {torch.cuda.device_count()} device(s), {computed}"
 
 
 def _store(settings: "Settings") -> str:
@@ -93,7 +107,19 @@ def _model(settings: "Settings") -> str:
     return describe_source(settings.model, cache_dir=settings.cache_dir)
 
 
-def _server(what: str, url: str, path: str, variable: str, otherwise: str) -> Finding:
+def _mlflow(uri: str) -> Finding:
+    """A server that answers, or the folder of a database file that MLflow would not make itself."""
+    from promptstore.tracking.mlflow_address import without_password
+
+    if uri.startswith("sqlite:"):
+        folder = Path(unquote(urlsplit(uri).path)[1:]).absolute().parent
+        if not folder.is_dir():
+            return Finding("MLflow", False, f"{uri}: there is no folder {folder}", f"make it: mkdir -p {folder}")
+    return _server("MLflow", without_password(uri), "/health", "PROMPTSTORE_MLFLOW_URI", "runs are not tracked", uri)
+
+
+def _server(what: str, url: str, path: str, variable: str, otherwise: str, asked: str = "") -> Finding:
+    """url: as it may be shown. asked: the address itself, if that has a password."""
     import httpx
 
     if not url:
@@ -101,8 +127,15 @@ def _server(what: str, url: str, path: str, variable: str, otherwise: str) -> Fi
     if not url.startswith("http"):
         return Finding(what, True, f"{url} (no server)")
     try:
-        answer = httpx.get(url.rstrip("/") + path, timeout=5)
+        answer = httpx.get((asked or url).rstrip("/") + path, timeout=5)
         answer.raise_for_status()
-    except httpx.HTTPError as error:
-        return Finding(what, False, f"{url}: {error}", f"start it, or correct {variable}")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return Finding(what, False, f"{url}: {_reason(error)}", f"start it, or correct {variable}")
     return Finding(what, True, url)
+
+
+def _reason(error: Exception) -> str:
+    """Without the address, which may hold a password."""
+    import httpx
+
+    return f"it answered {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
