@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run, so that `--help` is instant."""
 
+import errno
 import sys
 
 from promptstore.errors import PromptStoreError
@@ -13,7 +14,19 @@ def main() -> None:
         app()
     except PromptStoreError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # a file of this machine; stores and servers have errors of their own
+        sys.exit(f"error: {error}; {_next_step(error)}")
     except SystemExit as stop:
         if stop.code == 130:
             print("interrupted: what was acknowledged is kept, the rest was not started", file=sys.stderr)
         raise
+
+
+def _next_step(error: OSError) -> str:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return "free some space there, then repeat: what was acknowledged is kept"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return "give this user permission there, or name another place"
+        case _:
+            return "name another place, or correct that one, then repeat"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from promptstore.cli.options import JsonOption, ReasonOption, StoreOption
+from promptstore.cli.options import AlwaysJsonOption, JsonOption, ReasonOption, StoreOption
 from promptstore.cli.output import emit, emit_one, note
 from promptstore.cli.store import open_store
 from promptstore.errors import CorruptError
@@ -102,6 +102,7 @@ def watch(
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for news at the end.")] = True,
     poll_s: Annotated[float, typer.Option("--poll", min=0.05, help="Seconds between looks.")] = 1.0,
     store: StoreOption = None,
+    as_json: AlwaysJsonOption = False,  # noqa: ARG001 - as in every command
 ) -> None:
     """Print every operation of the log as a JSON line, in order; with a cursor, each at least once."""
     from promptstore.settings import load_settings

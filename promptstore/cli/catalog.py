@@ -1,13 +1,12 @@
 """Commands about the catalogue, the SQL projection of the log."""
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from promptstore.cli.options import JsonOption, StoreOption
 from promptstore.cli.output import emit, emit_one
-from promptstore.cli.store import open_store
+from promptstore.cli.store import MOMENT_HELP, open_store, read_moment
 from promptstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -43,8 +42,8 @@ def search(
     metric: Annotated[list[str] | None, typer.Option(help="As in accuracy>=0.9 or f1<=0.5; repeat for more.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Name, pattern, or start of its weights' digest.")] = None,
     author: Annotated[str | None, typer.Option(help="Who published.")] = None,
-    since: Annotated[datetime | None, typer.Option(help="Published then or later.")] = None,
-    until: Annotated[datetime | None, typer.Option(help="Published before.")] = None,
+    since: Annotated[str | None, typer.Option(help=f"Published then or later: {MOMENT_HELP}")] = None,
+    until: Annotated[str | None, typer.Option(help=f"Published before: {MOMENT_HELP}")] = None,
     data_digest: Annotated[str | None, typer.Option(help="Start of the training data's digest.")] = None,
     alias: Annotated[str | None, typer.Option(help="One that points at the version now.")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 100,
@@ -58,13 +57,13 @@ def search(
         metrics=[_metric_range(text) for text in metric or ()],
         base_model=base_model,
         author=author,
-        since=_with_zone(since),
-        until=_with_zone(until),
+        since=read_moment(since) if since else None,
+        until=read_moment(until) if until else None,
         data_digest=data_digest,
         alias=alias,
         limit=limit,
     )
-    emit([_row(each) for each in _catalog().search(query)], as_json=as_json)
+    emit([_row(each) for each in _catalog().search(query)], as_json=as_json, short="digest")
 
 
 def _catalog() -> "Catalog":
@@ -89,14 +88,10 @@ def _metric_range(text: str) -> "MetricRange":
     raise InvalidInputError(f"--metric {text!r}: expected a name, >= or <=, and a number, as in accuracy>=0.9")
 
 
-def _with_zone(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.astimezone(UTC)
-
-
 def _row(found: "FoundVersion") -> dict[str, Any]:
     return {
         "version": str(found),
-        "digest": found.digest[:12],
+        "digest": found.digest,
         "published": found.at,
         "by": found.author,
         "gate": found.gate,

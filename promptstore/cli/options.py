@@ -9,6 +9,7 @@ StoreOption = Annotated[
     str | None, typer.Option("--store", help="Store URL; PROMPTSTORE_STORE if not given.", metavar="URL")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one value a line.")]
+AlwaysJsonOption = Annotated[bool, typer.Option("--json", help="What it says is JSON lines with and without this.")]
 ReasonOption = Annotated[str, typer.Option("--reason", "-m", help="Why; the log keeps it.")]
 AliasOption = Annotated[str, typer.Option("--alias", help="Which alias.")]
 ModelOption = Annotated[

@@ -5,14 +5,21 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+SHORT_DIGEST = 12
 
-def emit(values: Iterable[Mapping[str, Any]], *, as_json: bool, columns: Sequence[str] = ()) -> None:
-    """Print results on stdout: JSON lines, or a table of `columns` (all of them if none are named)."""
+
+def emit(
+    values: Iterable[Mapping[str, Any]], *, as_json: bool, columns: Sequence[str] = (), short: str | None = None
+) -> None:
+    """Print results on stdout: JSON lines, or a table of `columns` (all of them if none are named).
+
+    short: a column of digests, of which a table shows the beginning.
+    """
     if as_json:
         for value in values:
             print(json.dumps(value, ensure_ascii=False, default=str))
         return
-    rows = list(values)
+    rows = [{**row, short: row[short][:SHORT_DIGEST]} if short else row for row in values]
     if rows:
         _print_table(rows, columns or list(rows[0]))
 

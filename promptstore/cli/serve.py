@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from promptstore.cli.options import JsonOption, ModelOption, StoreOption
+from promptstore.cli.options import AlwaysJsonOption, JsonOption, ModelOption, StoreOption
 from promptstore.cli.output import emit
 from promptstore.errors import InvalidInputError
 
@@ -24,6 +24,7 @@ def serve(
     api_keys: Annotated[Path | None, typer.Option(help="TOML file of API keys and their scopes.")] = None,
     allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Serve others without keys.")] = False,
     drain_delay_s: Annotated[float, typer.Option("--drain-delay", help="Seconds to go on after SIGTERM.")] = 0.0,
+    as_json: AlwaysJsonOption = False,  # noqa: ARG001 - as in every command
 ) -> None:
     """Serve every prompt of a store over HTTP, following promotions live. Its page is at /."""
     from promptstore.serving.options import ServerOptions

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from promptstore.store.prompt_store import PromptStore
 
 app = typer.Typer()
+MOMENT_HELP = "ISO 8601, as in 2026-11-23T09:00:00Z; local time without a zone."
 
 
 def open_store(store: str | None) -> "PromptStore":
@@ -31,6 +32,14 @@ def require_reason(reason: str, *, force: bool) -> None:
     """Raises InvalidInputError: something is forced and nobody says why."""
     if force and not reason:
         raise InvalidInputError("--force needs a reason that the log keeps: add -m '...'")
+
+
+def read_moment(text: str) -> datetime:
+    """The moment that a person wrote. Raises InvalidInputError: not ISO 8601, or before or after what has a name."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidInputError(f"time {text!r} is not ISO 8601, as in 2026-11-23T09:00:00Z") from None
 
 
 @app.command(rich_help_panel="Set up")
@@ -60,7 +69,7 @@ def list_versions(
         emit((_task_row(each) for each in state.tasks.values()), as_json=as_json)
         return
     found = state.task(task)
-    emit((_version_row(found, each) for each in found.versions), as_json=as_json)
+    emit((_version_row(found, each) for each in found.versions), as_json=as_json, short="digest")
 
 
 @app.command(rich_help_panel="Look")
@@ -105,12 +114,12 @@ def history(
 
 @app.command(rich_help_panel="Look")
 def at(
-    time: Annotated[str, typer.Argument(help="ISO 8601, as in 2026-11-23T09:00:00Z; local time without a zone.")],
+    time: Annotated[str, typer.Argument(help=MOMENT_HELP)],
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what every alias pointed to at a moment in the past, from the log alone."""
-    emit(_alias_rows(open_store(store).at(_moment(time))), as_json=as_json)
+    emit(_alias_rows(open_store(store).at(read_moment(time))), as_json=as_json)
 
 
 @app.command(rich_help_panel="Look")
@@ -225,7 +234,7 @@ def _version_row(task: TaskState, version: PromptVersion) -> dict[str, Any]:
     gates = [str(each.body.get("verdict")) for each in version.attestations if each.kind == "gate"]
     return {
         "version": str(version),
-        "digest": version.digest[:12],
+        "digest": version.digest,
         "published": version.at,
         "by": version.actor,
         "gate": gates[-1] if gates else None,
@@ -251,11 +260,3 @@ def _alias_rows(state: StoreState) -> Iterable[dict[str, Any]]:
     for task in state.tasks.values():
         for alias, number in sorted(task.aliases.items()):
             yield {"alias": f"{task.name}@{alias}", "version": number, "digest": task.versions[number - 1].digest}
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidInputError(f"time {text!r} is not ISO 8601, as in 2026-11-23T09:00:00Z") from None
-    return moment.astimezone(UTC)

@@ -22,12 +22,12 @@ def demo(
 ) -> None:
     """Tune, publish, gate, promote, serve, switch and roll back two real tasks; about five minutes on two cores."""
     from promptstore.cli.demo.place import ENVIRONMENT_FILE
-    from promptstore.cli.demo.report import next_steps, write_json
+    from promptstore.cli.demo.report import next_steps, require_writable, write_json
     from promptstore.cli.demo.scenario import run_demo
 
-    report = run_demo(folder, quick=quick, model=model)
     if json_path is not None:
-        write_json(report, json_path)
+        require_writable(json_path)
+    report = run_demo(folder, quick=quick, model=model)
     emit(report.table(), as_json=False)
     print()
     print(
@@ -37,3 +37,5 @@ def demo(
     )
     print()
     print(next_steps(folder / ENVIRONMENT_FILE))
+    if json_path is not None:
+        write_json(report, json_path)

@@ -1,6 +1,7 @@
 """What the demo found: the facts as JSON, and the table and commands a person reads at the end."""
 
 import json
+import os
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +60,14 @@ class DemoReport:
             }
             for task in self.tasks
         ]
+
+
+def require_writable(path: Path) -> None:
+    """Find out before the minutes of work, not after them. Raises as `write_json`."""
+    if not path.absolute().parent.is_dir():
+        raise InvalidInputError(f"--json {path}: there is no folder {path.absolute().parent}; make it first")
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise InvalidInputError(f"--json {path} cannot be written; name another file")
 
 
 def write_json(report: DemoReport, path: Path) -> None:

@@ -1,13 +1,19 @@
 """The store's commands, as processes would run them: arguments in, lines, errors and exit codes out."""
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
 
+import promptstore
+from promptstore.cli.app import app
 from promptstore.core.fingerprint import BaseModelFingerprint
 from promptstore.core.prompt import SoftPrompt
 from promptstore.core.task import DataSource, Label, TaskSpec
@@ -49,7 +55,7 @@ def test_a_version_published_in_one_process_is_listed_promoted_and_rolled_back_i
     assert run("promote", "sst2:1", "--force", "-m", "first").returncode == 0
     assert run("promote", "sst2:2", "--force", "-m", "better", "--expected", "1").returncode == 0
     listed = [json.loads(line) for line in run("list", "sst2", "--json").stdout.splitlines()]
-    assert [each["digest"] for each in listed] == [first[:12], second[:12]]
+    assert [each["digest"] for each in listed] == [first, second]
     assert [each["aliases"] for each in listed] == [[], ["production"]]
     assert "sst2@production -> sst2:1" in run("rollback", "sst2", "-m", "worse on Mondays").stdout
     moves = [json.loads(line) for line in run("history", "--json").stdout.splitlines()]
@@ -84,6 +90,10 @@ def test_at_names_what_an_alias_pointed_to_then(folder: Path) -> None:
         (("list", "--store", "ftp://x"), 1, "unknown kind 'ftp'"),
         (("list", "--store", "nowhere"), 1, "holds no store"),
         (("at", "yesterday"), 1, "not ISO 8601"),
+        (("at", "9999-12-31T23:59:59-05:00"), 1, "not ISO 8601"),
+        (("watch", "--no-follow", "--cursor", "a/b"), 1, "cursor name"),
+        (("keys", "new", "ada", "--folder", "/dev/null"), 1, "/dev/null"),
+        (("demo", "--json", "no/such/folder/facts.json"), 1, "make it first"),
         (("promote",), 2, "Missing argument"),
         (("prmote", "a"), 2, "No such command"),
     ],
@@ -97,6 +107,49 @@ def test_bad_input_gets_one_message_and_the_right_exit_code(
     assert said in done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
+
+
+def commands(group: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command that does something, by its full name."""
+    for part, each in group.commands.items():
+        full = f"{name} {part}".strip()
+        yield from commands(each, full) if hasattr(each, "commands") else [(full, each)]
+
+
+def test_every_command_takes_json() -> None:
+    found = dict(commands(typer.main.get_command(app)))
+    assert len(found) > 25
+    assert [name for name, each in found.items() if not any("--json" in option.opts for option in each.params)] == []
+
+
+def test_every_command_that_a_message_names_exists() -> None:
+    found = {name for name, _ in commands(typer.main.get_command(app))}
+    groups = {name.split()[0] for name in found if " " in name}
+    package = Path(promptstore.__file__).parent
+    texts = [path.read_text(encoding="utf-8") for path in (*package.rglob("*.py"), *package.glob("*.md"))]
+    named = {match for text in texts for match in re.findall(r"`promptstore ([a-z-]+(?: [a-z-]+)?)", text)}
+    assert len(named) > 10
+    unknown = [name for name in named if (name if name.split()[0] in groups else name.split()[0]) not in found]
+    assert unknown == []
+
+
+def test_times_are_read_as_they_are_printed(folder: Path) -> None:
+    publish(1)
+    published = open_store().resolve("sst2:1").at
+    assert run("catalog", "sync").returncode == 0
+    found = run("catalog", "search", "--since", published, "--json")
+    (row,) = [json.loads(line) for line in found.stdout.splitlines()]
+    assert row["digest"] == open_store().resolve("sst2:1").digest
+    assert run("catalog", "search", "--until", published, "--json").stdout == ""
+
+
+def test_a_file_of_this_machine_that_cannot_be_written_is_one_message(folder: Path) -> None:
+    publish(1)
+    (folder / "state" / "cursors").write_text("a file where a folder should be")
+    done = run("watch", "--no-follow", "--cursor", "mine")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "cursors" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_importing_the_package_pulls_in_no_heavy_library() -> None:
