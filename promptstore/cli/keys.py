@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from promptstore.cli.options import JsonOption
-from promptstore.cli.output import emit_one
+from promptstore.cli.output import emit, emit_one
 
-app = typer.Typer(no_args_is_help=True, help="Make the keys that sign commits.")
+app = typer.Typer(no_args_is_help=True, help="Make and tell apart the keys that sign commits.")
 
 
 @app.command()
@@ -31,3 +31,23 @@ def new(
         f"trust with PROMPTSTORE_TRUSTED_KEYS={target}",
         as_json=as_json,
     )
+
+
+@app.command("list")
+def list_keys(
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", help="Where they are; the trusted keys, or those made here, if not given."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List public keys by name and id: an id is what commits, and errors about them, name a key by."""
+    from promptstore.settings import load_settings
+    from promptstore.store.trust import public_keys
+
+    settings = load_settings()
+    place = folder or settings.trusted_keys or settings.state_dir / "keys"
+    rows = [
+        {"name": name, "key": key, "public": str(place / f"{name}.pub")} for name, key in public_keys(place).items()
+    ]
+    emit(rows, as_json=as_json, short="key")

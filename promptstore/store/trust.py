@@ -69,7 +69,7 @@ class TrustPolicy:
         """
         if not folder.is_dir():
             raise NotFoundError(f"folder of trusted keys {folder} does not exist")
-        keys = [_load_public_key(path) for path in sorted(folder.glob("*.pub"))]
+        keys = [_load_public_key(path) for path in _public_key_files(folder)]
         if not keys:
             raise InvalidInputError(f"folder of trusted keys {folder} holds no *.pub file, so no commit would count")
         return cls({key_id(key): key for key in keys})
@@ -129,9 +129,18 @@ def generate_key(folder: Path, name: str) -> str:
     return key_id(private_key.public_key())
 
 
+def public_keys(folder: Path) -> dict[str, str]:
+    """Ids of the public keys in `folder`, by the names of their files. Raises InvalidInputError: one is no key."""
+    return {path.stem: key_id(_load_public_key(path)) for path in _public_key_files(folder)}
+
+
 def key_id(key: Ed25519PublicKey) -> str:
     """SHA-256 of the 32 raw bytes of a public key."""
     return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()
+
+
+def _public_key_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.pub"))
 
 
 def _load_public_key(path: Path) -> Ed25519PublicKey:

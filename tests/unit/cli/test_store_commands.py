@@ -67,6 +67,13 @@ def test_a_version_published_in_one_process_is_listed_promoted_and_rolled_back_i
     assert {each["by"] for each in moves} == {"ada"}
 
 
+def test_a_key_is_made_listed_and_known_by_the_same_id(folder: Path) -> None:
+    (made,) = [json.loads(line) for line in run("keys", "new", "ada", "--json").stdout.splitlines()]
+    (listed,) = [json.loads(line) for line in run("keys", "list", "--json").stdout.splitlines()]
+    assert (listed["name"], listed["key"], listed["public"]) == ("ada", made["key"], made["public"])
+    assert run("keys", "list", "--folder", str(folder / "none")).stdout == ""
+
+
 def test_at_names_what_an_alias_pointed_to_then(folder: Path) -> None:
     publish(1)
     publish(2)
