@@ -75,6 +75,8 @@ def expire_old(parameters: MaintainParameters) -> tuple[tuple[str, ...], tuple[s
 def collect(parameters: MaintainParameters) -> tuple[int, int]:
     """Objects and bytes that are gone."""
     ledger = open_prompt_store(load_settings(), create=False).ledger
+    if ledger.mend_checkpoint():
+        get_run_logger().warning("a writer died before it left the newest checkpoint; it was made now")
     found = collect_garbage(ledger, grace=timedelta(hours=parameters.grace_hours), dry_run=False)
     return len(found), sum(each.size_bytes for each in found)
 

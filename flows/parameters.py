@@ -138,7 +138,7 @@ class MaintainParameters(Parameters):
     keep_newest: int = Field(default=10, ge=1, description="versions of each task that stay, whatever their age")
     keep_days: float = Field(default=30, ge=0, description="younger versions stay, however many")
     keep_previous: int = Field(default=3, ge=0, description="versions that each alias left last, to roll back to")
-    grace_hours: float = Field(default=72, ge=0, description="bytes stay so long after nothing needs them")
+    grace_hours: float = Field(default=7 * 24, ge=0, description="bytes stay so long after nothing needs them")
     copy_to: str | None = Field(default=None, description="URL of a store in another region, brought up to date")
 
     def policy(self) -> RetentionPolicy:

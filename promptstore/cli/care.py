@@ -13,6 +13,7 @@ from promptstore.cli.store import open_store
 from promptstore.errors import CorruptError
 
 app = typer.Typer()
+DEFAULT_GRACE_HOURS = 7 * 24.0
 
 
 @app.command(rich_help_panel="Care")
@@ -59,7 +60,9 @@ def gc(
     delete: Annotated[
         bool, typer.Option("--delete", help="Really delete; without it, only say what would go.")
     ] = False,
-    grace_hours: Annotated[float, typer.Option("--grace", min=0.0, help="Hours that bytes are kept after use.")] = 72.0,
+    grace_hours: Annotated[
+        float, typer.Option("--grace", min=0.0, help="Hours that bytes are kept after use.")
+    ] = DEFAULT_GRACE_HOURS,
     reason: ReasonOption = "",
     store: StoreOption = None,
     as_json: JsonOption = False,

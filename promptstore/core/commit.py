@@ -12,6 +12,7 @@ from promptstore.errors import CorruptError, InvalidInputError
 
 COMMIT_FORMAT = 1
 CHECKPOINT_EVERY = 100
+MAX_COMMIT_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ class Commit:
             CorruptError: not a commit of a format this version reads, or another number than its place.
         """
         what = f"commit {number}"
+        if len(data) > MAX_COMMIT_BYTES:
+            raise CorruptError(f"{what} has {len(data)} bytes, expected at most {MAX_COMMIT_BYTES}")
         fields = Fields(unseal(data, what), what)
         if (found := fields.integer("format")) != COMMIT_FORMAT:
             raise CorruptError(f"{what} has format {found}, this promptstore reads {COMMIT_FORMAT}; upgrade it")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from promptstore.core.header import StoreHeader
 from promptstore.core.state import StoreState
 from promptstore.errors import ConflictError, CorruptError, NotFoundError
 from promptstore.store.blobs import place_of
@@ -38,14 +39,23 @@ def copy_store(source: Ledger, target: ObjectStore, *, patience: Patience = DEFA
         ConflictError: `target` holds another store, or its log goes on in another way: a copy was written to.
         CorruptError: the source is damaged; nothing wrong was written.
     """
-    create_header(target, source.header, patience)
-    if read_header(target) != source.header:
-        raise ConflictError(f"{target.url} holds another store; copy to an empty place")
+    _claim(source.header, target, patience)
     state = source.refresh()
     start = _first_missing_commit(source, target, state)
     blobs = _copy_blobs(source, target, state)
     commits = _copy_commits(source, target, range(start, state.number + 1))
     return Copied(commits, blobs, _copy_checkpoints(source, target, state.number))
+
+
+def _claim(header: StoreHeader, target: ObjectStore, patience: Patience) -> None:
+    """Looks first: a target that ignores create-only writes would lose the `store.json` of another store."""
+    try:
+        found = read_header(target)
+    except NotFoundError:
+        create_header(target, header, patience)
+        found = read_header(target)
+    if found != header:
+        raise ConflictError(f"{target.url} holds another store; copy to an empty place")
 
 
 def _first_missing_commit(source: Ledger, target: ObjectStore, state: StoreState) -> int:

@@ -8,6 +8,7 @@ from typing import Literal
 from promptstore.core.fold import needed_digests
 from promptstore.core.operation import Condemn, Operation
 from promptstore.core.state import StoreState
+from promptstore.errors import StoreUnavailableError
 from promptstore.store.layout import (
     CHECKPOINTS,
     CLOCK,
@@ -24,6 +25,7 @@ from promptstore.store.parallel import in_parallel
 DEFAULT_GRACE = timedelta(days=7)
 NEWEST_CHECKPOINTS_KEPT = 4
 OLD_CHECKPOINTS_KEPT_EVERY = 1000
+CLOCK_TRIES = 5
 _DIGESTS_PER_COMMIT = 20_000
 
 Reason = Literal["orphan", "expired", "condemned", "superseded checkpoint", "leftover"]
@@ -72,12 +74,16 @@ def collect_garbage(
 
 def _store_clock(objects: ObjectStore, new_id: Callable[[], str]) -> datetime:
     """The time by the object store's own clock, the one that dates its objects."""
-    key = f"{CLOCK}{new_id()}"
-    objects.put(key, b"")
-    try:
-        return next(info.modified_at for info in objects.list(key))
-    finally:
-        objects.delete(key)
+    for _ in range(CLOCK_TRIES):
+        key = f"{CLOCK}{new_id()}"
+        objects.put(key, b"")
+        try:
+            for info in objects.list(key):
+                return info.modified_at
+        finally:
+            objects.delete(key)
+        # Another collector, one without any grace, took it for litter.
+    raise StoreUnavailableError(f"{objects.url} does not list what was just written; nothing was deleted, repeat later")
 
 
 def _list_blobs(objects: ObjectStore) -> dict[BlobKey, ObjectInfo]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import TypedDict, Unpack
 
-from promptstore.core.commit import Commit, names_checkpoint
+from promptstore.core.commit import MAX_COMMIT_BYTES, Commit, names_checkpoint
 from promptstore.core.digest import sha256_hex
 from promptstore.core.fold import check, fold
 from promptstore.core.header import DEFAULT_PROTECTED_ALIASES, StoreHeader
@@ -32,7 +32,6 @@ from promptstore.store.past import state_at
 from promptstore.store.patience import DEFAULT_PATIENCE, Patience
 from promptstore.store.trust import Signer, TrustPolicy, accept_all
 
-MAX_COMMIT_BYTES = 8 << 20
 Build = Callable[[StoreState], Sequence[Operation]]
 
 

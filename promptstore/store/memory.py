@@ -9,7 +9,7 @@ from pathlib import Path
 from promptstore.core.digest import canonical_json, parse_json
 from promptstore.core.fields import Fields
 from promptstore.core.state import StoreState
-from promptstore.errors import UntrustedError
+from promptstore.errors import CorruptError, UntrustedError
 from promptstore.store.files import write_atomically
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class HeadMemory:
                 _save(self._store_file(state.store_id), head)
             if _load(self._url_file(url)) is None:
                 _save(self._url_file(url), head)
-        except OSError as error:
+        except (OSError, CorruptError) as error:
             _log.warning("%s: commit %d is not remembered as seen: %s", url, state.number, error)
 
     def _store_file(self, store_id: str) -> Path:
@@ -89,9 +89,12 @@ def _load(path: Path) -> Head | None:
         return None
     if not data:  # the machine crashed within moments of the save
         return None
-    fields = Fields(parse_json(data, str(path)), str(path))
-    head = Head(fields.text("store_id"), fields.integer("number"), fields.digest("digest"))
-    fields.done()
+    try:
+        fields = Fields(parse_json(data, str(path)), str(path))
+        head = Head(fields.text("store_id"), fields.integer("number"), fields.digest("digest"))
+        fields.done()
+    except CorruptError as error:
+        raise CorruptError(f"{error}. It is this machine's note of what it saw: delete it to begin anew") from error
     return head
 
 

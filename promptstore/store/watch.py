@@ -12,7 +12,7 @@ from promptstore.core.commit import Commit
 from promptstore.core.digest import canonical_json, parse_json
 from promptstore.core.fields import Fields
 from promptstore.core.operation import Operation, operation_to_json
-from promptstore.errors import InvalidInputError, UntrustedError
+from promptstore.errors import CorruptError, InvalidInputError, UntrustedError
 from promptstore.store.files import write_atomically
 from promptstore.store.following import read_commit
 from promptstore.store.ledger import Ledger
@@ -65,14 +65,18 @@ class Cursor:
 
         Raises:
             UntrustedError: the cursor was made on another store, or the log was rewritten below it.
+            CorruptError: its file is damaged; delete it to begin at the first event.
         """
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
             return 0
-        fields = Fields(parse_json(data, str(self._path)), str(self._path))
-        store_id, number, digest = fields.text("store"), fields.integer("commit"), fields.digest("digest")
-        fields.done()
+        try:
+            fields = Fields(parse_json(data, str(self._path)), str(self._path))
+            store_id, number, digest = fields.text("store"), fields.integer("commit"), fields.digest("digest")
+            fields.done()
+        except CorruptError as error:
+            raise CorruptError(f"{error}. Delete this cursor to see every event again from the first") from error
         if store_id != ledger.header.id:
             raise UntrustedError(f"cursor {self._path} is of store {store_id}, this is {ledger.header.id}; use another")
         if read_commit(ledger.objects, number).digest != digest:

@@ -73,7 +73,9 @@ def _read_bytes(source: str, settings: StoreSettings | None) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise NotFoundError(f"there is no data file {path}") from error
+        raise NotFoundError(
+            f"there is no data file {path}; correct [data] in the task file, or put it there"
+        ) from error
     except OSError as error:
         raise InvalidInputError(f"data file {path} cannot be read: {error.strerror}") from error
 

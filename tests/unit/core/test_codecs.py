@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptstore.core.commit import Commit
+from promptstore.core.commit import MAX_COMMIT_BYTES, Commit
 from promptstore.core.digest import canonical_json, sha256_hex
 from promptstore.core.header import StoreHeader
 from promptstore.core.manifest import Manifest
@@ -71,6 +71,12 @@ def _commit_json(**changes: Any) -> bytes:
 def test_a_commit_that_no_writer_writes_is_corrupt(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CorruptError, match=message):
         Commit.from_bytes(_commit_json(**changes), 1)
+
+
+def test_a_commit_that_is_larger_than_the_format_allows_is_corrupt() -> None:
+    assert Commit.from_bytes(_commit_json(reason="x" * (MAX_COMMIT_BYTES - 2000)), 1).reason
+    with pytest.raises(CorruptError, match="at most 8388608"):
+        Commit.from_bytes(_commit_json(reason="x" * MAX_COMMIT_BYTES), 1)
 
 
 def test_commit_101_must_name_a_checkpoint() -> None:

@@ -4,6 +4,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from flows.parameters import MaintainParameters
+from promptstore.cli.care import DEFAULT_GRACE_HOURS
 from promptstore.core.operation import Condemn
 from promptstore.objects.memory import MemoryObjectStore
 from promptstore.store.garbage import DEFAULT_GRACE, collect_garbage
@@ -213,6 +215,22 @@ def test_two_collectors_at_once_do_no_harm(world: World, step: int) -> None:
     world.another().pull("sst2:2", for_model=None)
 
 
+def test_a_collector_without_grace_does_not_stop_another_that_reads_the_clock(world: World) -> None:
+    world.leave_orphan()
+    world.wait(GRACE * 2)
+
+    def collect_before_the_clock_is_read(call: Call) -> None:
+        if call.verb == "list" and call.key.startswith(CLOCK):
+            world.objects.script = lambda _: None
+            world.wait(timedelta(seconds=1))
+            collect_garbage(world.another().ledger, grace=timedelta(0), dry_run=False)
+
+    world.objects.script = collect_before_the_clock_is_read
+    assert world.collect() == []
+    assert world.blobs() == set()
+    assert not list(world.objects.list(CLOCK))
+
+
 def test_needless_checkpoints_go_and_cold_starts_stay_short(world: World) -> None:
     for seed in range(1205):
         world.publish(seed)
@@ -228,4 +246,7 @@ def test_needless_checkpoints_go_and_cold_starts_stay_short(world: World) -> Non
 
 
 def test_the_usual_grace_is_a_week() -> None:
+    """For a caller, at the command line and in the flow alike."""
     assert timedelta(days=7) == DEFAULT_GRACE
+    assert timedelta(hours=DEFAULT_GRACE_HOURS) == DEFAULT_GRACE
+    assert timedelta(hours=MaintainParameters().grace_hours) == DEFAULT_GRACE

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from promptstore.core.commit import Commit, Signature
-from promptstore.errors import InvalidInputError, NotFoundError, PromptStoreError, UntrustedError
+from promptstore.errors import CorruptError, InvalidInputError, NotFoundError, PromptStoreError, UntrustedError
 from promptstore.objects.memory import MemoryObjectStore
 from promptstore.store.checkpoints import encode_checkpoint
 from promptstore.store.layout import checkpoint_key, commit_key
@@ -251,6 +251,19 @@ class TestMemory:
         publish(store(mirror), 77)
         with pytest.raises(UntrustedError, match="commit 2 is"):
             reader(mirror, memory=memory)
+
+    def test_a_damaged_note_of_what_was_seen_is_named_and_keeps_no_commit_from_being_made(
+        self, objects: MemoryObjectStore, memory: HeadMemory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        prompts = store(objects, memory=memory)
+        publish(prompts)
+        notes = list(tmp_path.rglob("store-*.json"))
+        for note in notes:
+            note.write_text("{")
+        publish(prompts, 1)
+        assert "not remembered" in caplog.text
+        with pytest.raises(CorruptError, match=rf"{notes[0].name}.*delete it"):
+            reader(objects, memory=memory)
 
     def test_a_machine_that_cannot_remember_works_on(
         self, objects: MemoryObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from promptstore.errors import InvalidInputError, UntrustedError
+from promptstore.errors import CorruptError, InvalidInputError, UntrustedError
 from promptstore.objects.memory import MemoryObjectStore
 from promptstore.store.ledger import Ledger
 from promptstore.store.prompt_store import PromptStore
@@ -91,6 +91,12 @@ def test_a_cursor_belongs_to_one_log(prompts: PromptStore, tmp_path: Path) -> No
         fork.publish(sample_prompt(seed), sample_task())
     with pytest.raises(UntrustedError, match="commit 4 is another"):
         next(watch(fork.ledger, cursor=cursor, poll_s=None))
+
+
+def test_a_damaged_cursor_is_named_with_the_way_out(prompts: PromptStore, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"store": 1}')
+    with pytest.raises(CorruptError, match=r"c\.json.*Delete this cursor"):
+        next(watch(prompts.ledger, cursor=Cursor(tmp_path, "c"), poll_s=None))
 
 
 def test_a_cursor_name_is_a_file_name(tmp_path: Path) -> None:
