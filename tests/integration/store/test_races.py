@@ -60,9 +60,11 @@ def test_racing_threads_lose_nothing(writers: int) -> None:
 
 
 @pytest.mark.parametrize("writers", [16, 100])
-def test_racing_threads_lose_nothing_on_disk_and_on_s3(place: Place, writers: int) -> None:
-    Ledger.create(place.objects, actor="me")
-    check(place.objects, race_threads(place.objects, writers, 1), writers)
+def test_racing_threads_lose_nothing_on_disk(tmp_path: Path, writers: int) -> None:
+    """On S3: tests/integration/objects/test_ledger_races.py."""
+    objects = LocalObjectStore(tmp_path / "store")
+    Ledger.create(objects, actor="me")
+    check(objects, race_threads(objects, writers, 1), writers)
 
 
 @pytest.mark.slow
@@ -74,10 +76,11 @@ def test_racing_processes_lose_nothing(place: Place, writers: int, warm_up_s: fl
 
 
 @pytest.mark.slow
-def test_two_machines_worth_of_processes_publish_one_task_two_hundred_times(place: Place) -> None:
-    Ledger.create(place.objects, actor="me")
-    raced = race_processes(place.url, place.endpoint, 8, 25, warm_up_s=3)
-    check(place.objects, raced, 200)
+def test_processes_publish_one_task_two_hundred_times_on_disk(tmp_path: Path) -> None:
+    """On S3: tests/integration/objects/test_ledger_races.py."""
+    objects = LocalObjectStore(tmp_path / "store")
+    Ledger.create(objects, actor="me")
+    check(objects, race_processes(objects.url, None, 8, 25, warm_up_s=3), 200)
 
 
 def test_threads_that_share_a_ledger_queue_up_and_do_not_race() -> None:
