@@ -1,5 +1,6 @@
 """The command `promptstore demo`."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ def demo(
 
     if json_path is not None:
         require_writable(json_path)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers of the demo must not outlive it
     report = run_demo(folder, quick=quick, model=model)
     emit(report.table(), as_json=False)
     print()
