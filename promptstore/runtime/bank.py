@@ -119,19 +119,23 @@ class PromptBank(Generic[Source]):
 
     def prepared(self, digest: str) -> PreparedPrompt:
         """The held prompt on the device, from the nearest place that has it, else computed by one forward pass."""
+        return self.find(digest)[0]
+
+    def find(self, digest: str) -> tuple[PreparedPrompt, str]:
+        """As `prepared`, and where it was: `device`, `host`, `disk` or `computed`."""
         with self._lock:
             entry = self._entries[digest]
             self._entries.move_to_end(digest)
             found = entry.device
         if found is not None:
             self.counts["device"] += 1
-            return found
+            return found, "device"
         found, tier = self._fetch(digest, entry)
         self.counts[tier] += 1
         with self._lock:
             entry.device, entry.host = found, None
         self._make_room(digest)
-        return found
+        return found, tier
 
     def tier(self, digest: str) -> Tier | None:
         """Where the prompt is nearest; `source`: pulled, not prepared yet. For people and metrics."""

@@ -86,9 +86,10 @@ class _CachedRows:
 def split(row: Row) -> tuple[KeysValues, Sequence[int]]:
     """What is known of a row's start, and the tokens left to compute: always at least one, to read the answer from."""
     keys, values, prefix_ids = row.prompt.tensors["keys"], row.prompt.tensors["values"], row.prompt.prefix_ids
-    pairs = zip(prefix_ids, row.input_ids[:-1], strict=False)
+    ids = [*row.input_ids, *row.output_ids]
+    pairs = zip(prefix_ids, ids[:-1], strict=False)
     shared = next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
     if shared is None:
-        shared = min(len(prefix_ids), len(row.input_ids) - 1)
+        shared = min(len(prefix_ids), len(ids) - 1)
     length = int(keys.shape[2]) - len(prefix_ids) + shared
-    return KeysValues(keys[:, :, :length], values[:, :, :length]), row.input_ids[shared:]
+    return KeysValues(keys[:, :, :length], values[:, :, :length]), ids[shared:]

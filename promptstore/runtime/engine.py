@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,9 +25,9 @@ class _Sequence:
     job: GenerateJob
     sampler: Sampler
     text: TextStream
-    tokens: int = 0
-    last_token: int = -1
+    token_ids: list[int] = field(default_factory=list)
     is_done: bool = False
+    is_second_try: bool = False
 
 
 class Engine:
@@ -43,12 +43,14 @@ class Engine:
         self._decoding = decoding
         self._running = decoding.start()
         self._sequences: list[_Sequence] = []
+        self._set_aside: list[_Sequence] = []
+        self._room_rows = 0
         self._end_ids = _end_ids(model)
 
     @property
     def running(self) -> int:
         """Answers that `step` would continue."""
-        return len(self._sequences)
+        return len(self._sequences) + len(self._set_aside)
 
     def score(self, jobs: Sequence[ScoreJob]) -> None:
         """Answers `jobs` in one batch. One that fails alone is told so; the others are not harmed."""
@@ -61,12 +63,14 @@ class Engine:
     def step(self) -> None:
         """One more token for every running answer; finished and cancelled ones leave.
 
-        Out of memory, the younger half of the answers is told so and the older half goes on.
+        Out of memory, the younger half of the answers is set aside, and each goes on where it was when one of the
+        others has left. One that memory runs out for twice is told so.
         """
         self._retire()
+        self._take_back()
         while self._sequences:
             try:
-                states = self._running.step([sequence.last_token for sequence in self._sequences])
+                states = self._running.step([sequence.token_ids[-1] for sequence in self._sequences])
                 tokens = self._choose(self._sequences, states)
             except Exception as error:  # noqa: BLE001 - the boundary between one batch and the server
                 self._shed(error)
@@ -77,11 +81,13 @@ class Engine:
 
     def abort(self, error: Exception) -> None:
         """Ends every running answer with `error`."""
-        self._drop_from(0, error)
+        self._fail(self._leave_from(0) + self._set_aside, error)
+        self._set_aside = []
 
     def _score(self, jobs: Sequence[ScoreJob]) -> None:
         states = self._decoding.read(self._rows(jobs))
         logits = self._label_logits(states, jobs)
+        self._note_batch(jobs, len(jobs))
         for job, row in zip(jobs, logits, strict=True):
             is_finite = all(map(math.isfinite, row))
             job.deliver(Scored(row, batch_rows=len(jobs)) if is_finite else Failed(_not_finite()))
@@ -112,6 +118,7 @@ class Engine:
             self._running.keep(range(len(self._sequences)))
             raise
         self._sequences += newcomers
+        self._note_batch(jobs, len(self._sequences))
         self._append(newcomers, tokens)
         self._retire()
 
@@ -130,10 +137,9 @@ class Engine:
                 sequence.is_done = True
                 deliver(Failed(_not_finite()) if token is None else Finished(sequence.text.finish(), "stop"))
                 continue
-            sequence.tokens += 1
-            sequence.last_token = token.token_id
+            sequence.token_ids.append(token.token_id)
             deliver(Generated(token, sequence.text.push(token.token_id)))
-            sequence.is_done = sequence.text.is_stopped or sequence.tokens == sequence.job.sampling.max_tokens
+            sequence.is_done = sequence.text.is_stopped or len(sequence.token_ids) == sequence.job.sampling.max_tokens
             if sequence.is_done:
                 deliver(Finished(sequence.text.finish(), "stop" if sequence.text.is_stopped else "length"))
 
@@ -144,19 +150,62 @@ class Engine:
             self._sequences = [self._sequences[row] for row in kept]
 
     def _shed(self, error: Exception) -> None:
-        """Ends the younger half of the running answers if memory is short, all of them after any other failure."""
-        self._drop_from(len(self._sequences) // 2 if is_out_of_memory(error) else 0, error)
+        """Sets the younger half of the running answers aside if memory is short; after any other failure ends all."""
+        leaving = self._leave_from(len(self._sequences) // 2 if is_out_of_memory(error) else 0)
+        self._room_rows = len(self._sequences)
+        if is_out_of_memory(error):
+            self._set_aside += [sequence for sequence in leaving if not sequence.is_second_try]
+            leaving = [sequence for sequence in leaving if sequence.is_second_try]
+        self._fail(leaving, error)
         free_memory()
+        if not self._sequences:
+            self._take_back()
 
-    def _drop_from(self, first: int, error: Exception) -> None:
-        failed, self._sequences = self._sequences[first:], self._sequences[:first]
+    def _take_back(self) -> None:
+        """Goes on with answers that were set aside, one by one, as far as others have left since."""
+        self._set_aside = [sequence for sequence in self._set_aside if not sequence.job.is_cancelled]
+        while self._set_aside and len(self._sequences) < max(1, self._room_rows):
+            sequence = self._set_aside.pop(0)
+            sequence.is_second_try = True
+            try:
+                self._go_on(sequence)
+            except Exception as error:  # noqa: BLE001 - the boundary between one answer and the server
+                self._fail([sequence], error)
+
+    def _go_on(self, sequence: _Sequence) -> None:
+        """Reads an input again with what was generated behind it: the next token is the one that was to come."""
+        (row,) = self._rows([sequence.job])
+        states = self._running.join([row._replace(output_ids=sequence.token_ids)])
+        try:
+            tokens = self._choose([sequence], states)
+        except Exception:
+            self._running.keep(range(len(self._sequences)))
+            raise
+        self._sequences.append(sequence)
+        self._append([sequence], tokens)
+        self._retire()
+
+    def _leave_from(self, first: int) -> list[_Sequence]:
+        """Takes the answers from place `first` on out of the batch."""
+        leaving, self._sequences = self._sequences[first:], self._sequences[:first]
         self._running.keep(range(first))
-        for sequence in failed:
+        return leaving
+
+    @staticmethod
+    def _fail(sequences: Sequence[_Sequence], error: Exception) -> None:
+        for sequence in sequences:
             sequence.job.deliver(Failed(error))
 
+    @staticmethod
+    def _note_batch(jobs: Sequence[Job], rows: int) -> None:
+        for job in jobs:
+            job.batch_rows = rows
+
     def _rows(self, jobs: Sequence[Job]) -> list[Row]:
-        ready = {digest: self._bank.prepared(digest) for digest in dict.fromkeys(job.digest for job in jobs)}
-        return [Row(ready[job.digest], job.input_ids) for job in jobs]
+        ready = {digest: self._bank.find(digest) for digest in dict.fromkeys(job.digest for job in jobs)}
+        for job in jobs:
+            job.place = job.place or ready[job.digest][1]
+        return [Row(ready[job.digest][0], job.input_ids) for job in jobs]
 
 
 def _not_finite() -> CorruptError:

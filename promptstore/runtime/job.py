@@ -49,6 +49,7 @@ class ScoreJob:
 
     digest: of the prompt's manifest; the bank must hold it until the last event.
     deliver: called on the engine's thread, once; must neither block nor raise.
+    waited_s, place, batch_rows: as in `GenerateJob`.
     """
 
     digest: str
@@ -56,6 +57,9 @@ class ScoreJob:
     label_token_ids: Sequence[int]
     deliver: Callable[[Event], None]
     is_cancelled: bool = field(default=False, init=False)
+    waited_s: float | None = field(default=None, init=False)
+    place: str | None = field(default=None, init=False)
+    batch_rows: int | None = field(default=None, init=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +68,8 @@ class GenerateJob:
 
     deliver: called on the engine's thread, per token and at the end; must neither block nor raise.
     is_cancelled: set it from any thread to stop early; nothing is delivered any more.
+    waited_s: in the queue. place: where the bank found the prompt. batch_rows: inputs answered together at the start.
+    They are set before the first event, where whoever answers knows them.
     """
 
     digest: str
@@ -71,6 +77,9 @@ class GenerateJob:
     sampling: Sampling
     deliver: Callable[[Event], None]
     is_cancelled: bool = field(default=False, init=False)
+    waited_s: float | None = field(default=None, init=False)
+    place: str | None = field(default=None, init=False)
+    batch_rows: int | None = field(default=None, init=False)
 
 
 Job = ScoreJob | GenerateJob

@@ -48,8 +48,11 @@ class JobQueue(Generic[AnyJob]):
             expired.append(self._waiting.popleft().job)
         return expired
 
-    def take_batch(self, limits: BatchLimits) -> Sequence[AnyJob]:
-        """Removes a batch: the oldest job, so that none starves, and those nearest to it in length, to pad little."""
+    def take_batch(self, limits: BatchLimits, now: float = 0.0) -> Sequence[AnyJob]:
+        """Removes a batch: the oldest job, so that none starves, and those nearest to it in length, to pad little.
+
+        now: by the clock of `add`; the jobs are told how long they waited.
+        """
         while self._waiting and self._waiting[0].job.is_cancelled:
             self._waiting.popleft()
         if not self._waiting or limits.rows < 1:
@@ -68,6 +71,8 @@ class JobQueue(Generic[AnyJob]):
             taken.add(at)
         # What was looked at and left goes back in front, in the order it came.
         self._waiting.extendleft(reversed([each for at, each in enumerate(window) if at not in taken]))
+        for at in taken:
+            window[at].job.waited_s = max(0.0, now - window[at].since)
         return [window[at].job for at in sorted(taken)]
 
     def take_all(self) -> list[AnyJob]:

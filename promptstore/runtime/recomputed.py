@@ -22,7 +22,7 @@ class RecomputedDecoding:
         return PreparedPrompt({"embeddings": prompt.to(self._model.dtype)})
 
     def read(self, rows: Sequence[Row]) -> Tensor:
-        return self.states(rows, [[] for _ in rows])
+        return self.states(rows, [row.output_ids for row in rows])
 
     def start(self) -> RunningRows:
         return _RecomputedRows(self)
@@ -58,7 +58,7 @@ class _RecomputedRows:
     def join(self, rows: Sequence[Row]) -> Tensor:
         states = self._decoding.read(rows)
         self._rows += rows
-        self._outputs += [[] for _ in rows]
+        self._outputs += [list(row.output_ids) for row in rows]
         return states
 
     def step(self, token_ids: Sequence[int]) -> Tensor:

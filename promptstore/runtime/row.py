@@ -27,10 +27,14 @@ class PreparedPrompt:
 
 
 class Row(NamedTuple):
-    """One input behind one prompt, on the model's device. input_ids: at least one token."""
+    """One input behind one prompt, on the model's device. input_ids: at least one token.
+
+    output_ids: what was generated behind it before, for an answer that goes on after it had to leave.
+    """
 
     prompt: PreparedPrompt
     input_ids: Sequence[int]
+    output_ids: Sequence[int] = ()
 
 
 class RunningRows(Protocol):

@@ -155,9 +155,10 @@ class Scheduler:
                     return
                 self._fill()
                 call = self._calls.popleft() if self._calls else None
-                late = self._take_late()
-                scores = self._scores.take_batch(self._limits.batch)
-                starts = self._starts.take_batch(self._room())
+                now = self._clock()
+                late = self._take_late(now)
+                scores = self._scores.take_batch(self._limits.batch, now)
+                starts = self._starts.take_batch(self._room(), now)
                 self._is_busy = True
             for job in late:
                 job.deliver(Failed(OverloadedError("the input waited too long; repeat the request in a moment")))
@@ -171,8 +172,8 @@ class Scheduler:
             lambda: self.queued >= self._limits.batch.rows or self._is_closing, timeout=self._limits.wait_s
         )
 
-    def _take_late(self) -> list[Job]:
-        before = self._clock() - self._limits.queue_timeout_s
+    def _take_late(self, now: float) -> list[Job]:
+        before = now - self._limits.queue_timeout_s
         return [*self._scores.take_expired(before), *self._starts.take_expired(before)]
 
     def _room(self) -> BatchLimits:

@@ -1,18 +1,20 @@
 """What goes wrong inside one batch must not harm the others in it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from promptstore.errors import CorruptError
+from promptstore.errors import CorruptError, NotServingError
 from promptstore.lm.frozen import FrozenModel
-from promptstore.runtime.cached import CachedDecoding
-from promptstore.runtime.row import Row, RunningRows
+from promptstore.runtime.cached import CachedDecoding, PackedDecoding
+from promptstore.runtime.decoding import choose_decoding
+from promptstore.runtime.recomputed import RecomputedDecoding
+from promptstore.runtime.row import Decoding, PreparedPrompt, Row, RunningRows
 from promptstore.runtime.sampling import Sampling
 from promptstore.testing.engine_rig import EngineRig, random_prompt
-from promptstore.testing.tiny_models import tiny_llama
+from promptstore.testing.tiny_models import tiny_llama, tiny_t5
 
 
 @pytest.fixture(scope="module")
@@ -20,24 +22,27 @@ def model() -> FrozenModel:
     return tiny_llama()
 
 
-class SmallMemory(CachedDecoding):
-    """Out of memory for more than `rows` rows, and `failures` more times for any."""
+class SmallMemory:
+    """As `decoding`, but out of memory for more than `rows` rows, and `failures` more times for any."""
 
-    def __init__(self, model: FrozenModel, *, rows: int, failures: int = 0) -> None:
-        super().__init__(model)
-        self._rows = rows
+    def __init__(self, decoding: Decoding, *, rows: int, failures: int = 0) -> None:
+        self._decoding = decoding
+        self.rows = rows
         self.failures = failures
 
+    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...]) -> PreparedPrompt:
+        return self._decoding.prepare(prompt, prefix_ids)
+
     def read(self, rows: Sequence[Row]) -> Tensor:
-        self._check(len(rows))
-        return super().read(rows)
+        self.check(len(rows))
+        return self._decoding.read(rows)
 
     def start(self) -> RunningRows:
-        return _SmallRows(super().start(), self)
+        return _SmallRows(self._decoding.start(), self)
 
-    def _check(self, rows: int) -> None:
-        if rows > self._rows or self.failures > 0:
-            self.failures -= rows <= self._rows
+    def check(self, rows: int) -> None:
+        if rows > self.rows or self.failures > 0:
+            self.failures -= rows <= self.rows
             raise torch.OutOfMemoryError("no room")
 
 
@@ -48,13 +53,13 @@ class _SmallRows:
         self._count = 0
 
     def join(self, rows: Sequence[Row]) -> Tensor:
-        self._memory._check(len(rows))
+        self._memory.check(self._count + len(rows))
         states = self._running.join(rows)
         self._count += len(rows)
         return states
 
     def step(self, token_ids: Sequence[int]) -> Tensor:
-        self._memory._check(len(token_ids))
+        self._memory.check(len(token_ids))
         return self._running.step(token_ids)
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -62,12 +67,12 @@ class _SmallRows:
         self._count = len(rows)
 
 
-def _rig(model: FrozenModel, decoding: CachedDecoding) -> EngineRig:
+def _rig(model: FrozenModel, decoding: Decoding) -> EngineRig:
     return EngineRig(model, decoding, {"p": random_prompt(model, 5, seed=0)})
 
 
 def test_out_of_memory_shrinks_the_batch_and_answers_everybody(model: FrozenModel) -> None:
-    rig = _rig(model, SmallMemory(model, rows=3))
+    rig = _rig(model, SmallMemory(CachedDecoding(model), rows=3))
     asked = [rig.score("p", [5, 6, 7 + row], (3, 4)) for row in range(8)]
     rig.run(*(job for job, _ in asked))
     plain = _rig(model, CachedDecoding(model))
@@ -77,23 +82,57 @@ def test_out_of_memory_shrinks_the_batch_and_answers_everybody(model: FrozenMode
 
 
 def test_out_of_memory_for_a_single_input_is_tried_once_more(model: FrozenModel) -> None:
-    rig = _rig(model, SmallMemory(model, rows=1, failures=1))
+    rig = _rig(model, SmallMemory(CachedDecoding(model), rows=1, failures=1))
     assert rig.answer(rig.score("p", [5], (3, 4))).logits is not None
-    rig = _rig(model, SmallMemory(model, rows=1, failures=2))
+    rig = _rig(model, SmallMemory(CachedDecoding(model), rows=1, failures=2))
     assert isinstance(rig.answer(rig.score("p", [5], (3, 4))).error, torch.OutOfMemoryError)
 
 
-def test_out_of_memory_while_generating_sheds_the_younger_half_and_the_older_goes_on(model: FrozenModel) -> None:
-    memory = SmallMemory(model, rows=4)
+@pytest.mark.parametrize(
+    ("make", "decoding"), [(tiny_llama, CachedDecoding), (tiny_llama, PackedDecoding), (tiny_t5, RecomputedDecoding)]
+)
+def test_answers_set_aside_for_want_of_memory_go_on_where_they_were(
+    make: Callable[[], FrozenModel], decoding: Callable[[FrozenModel], Decoding]
+) -> None:
+    model = make()
+    choose_decoding(model)  # packs, where the model can be packed
+    memory = SmallMemory(decoding(model), rows=4)
+    rig = _rig(model, memory)
+    samplings = [Sampling(4 + 2 * row, temperature=0.9, seed=row, top_logprobs=0) for row in range(4)]
+    asked = [rig.generate("p", [5, 6, 7 + row], sampling) for row, sampling in enumerate(samplings)]
+    rig.engine.start([job for job, _ in asked])
+    rig.engine.step()
+    memory.rows = 2
+    rig.run()
+    plain = _rig(model, RecomputedDecoding(model))
+    for row, (_, answer) in enumerate(asked):
+        own = plain.answer(plain.generate("p", [5, 6, 7 + row], samplings[row]))
+        assert (answer.error, answer.ends, answer.reason) == (None, 1, own.reason)
+        assert (answer.token_ids, answer.text) == (own.token_ids, own.text)
+
+
+def test_an_answer_that_memory_runs_out_for_twice_is_told_so_and_the_next_one_is_answered(model: FrozenModel) -> None:
+    memory = SmallMemory(CachedDecoding(model), rows=4)
+    rig = _rig(model, memory)
+    asked = [rig.generate("p", [5, 6, 7 + row], Sampling(6)) for row in range(3)]
+    rig.engine.start([job for job, _ in asked])
+    memory.rows = 0
+    rig.run()
+    assert all(isinstance(answer.error, torch.OutOfMemoryError) and answer.ends == 1 for _, answer in asked)
+    memory.rows = 4
+    assert rig.answer(rig.generate("p", [5], Sampling(3))).error is None
+
+
+def test_an_answer_set_aside_is_told_when_the_server_goes(model: FrozenModel) -> None:
+    memory = SmallMemory(CachedDecoding(model), rows=4)
     rig = _rig(model, memory)
     asked = [rig.generate("p", [5, 6, 7 + row], Sampling(6)) for row in range(4)]
     rig.engine.start([job for job, _ in asked])
-    memory._rows = 2
-    rig.run()
-    assert [answer.error is None for _, answer in asked] == [True, True, False, False]
-    plain = _rig(model, CachedDecoding(model))
-    for row in range(2):
-        assert asked[row][1].text == plain.answer(plain.generate("p", [5, 6, 7 + row], Sampling(6))).text
+    memory.rows = 2
+    rig.engine.step()
+    rig.engine.abort(NotServingError("gone"))
+    assert rig.engine.running == 0
+    assert [answer.ends for _, answer in asked] == [1, 1, 1, 1]
 
 
 def test_an_input_that_cannot_be_answered_fails_alone(model: FrozenModel) -> None:
