@@ -45,6 +45,7 @@ class _Entry(Generic[Source]):
     source: Future[Source] = field(default_factory=Future)
     device: PreparedPrompt | None = None
     host: PreparedPrompt | None = None
+    source_bytes: int = 0
     holds: int = 0
     pins: int = 0
 
@@ -52,17 +53,13 @@ class _Entry(Generic[Source]):
     def is_free(self) -> bool:
         return self.holds == 0 and self.pins == 0
 
-    @property
-    def host_bytes(self) -> int:
-        source_bytes = self.source.result().prompt.embeddings.nbytes if self.source.done() else 0
-        return source_bytes + (self.host.size_bytes if self.host else 0)
-
 
 class PromptBank(Generic[Source]):
     """Every prompt a server may need, by the digest of its manifest: a name may move, a digest may not.
 
     `hold`, `release` and the views are for any thread; `prepared` is for the thread that owns the device. A held
-    prompt's source stays in memory, so answering under it never needs the store.
+    prompt's source stays in memory, so answering under it never needs the store. What a request costs here does not
+    grow with the number of prompts.
     """
 
     def __init__(
@@ -79,6 +76,10 @@ class PromptBank(Generic[Source]):
         self._spill = spill
         self._lock = Lock()
         self._entries: OrderedDict[str, _Entry[Source]] = OrderedDict()
+        # Those that nobody holds, least recently released first.
+        self._free: OrderedDict[str, None] = OrderedDict()
+        self._device_bytes = 0
+        self._host_bytes = 0
         self.counts: Counter[str] = Counter()
 
     def hold(self, digest: str, load: Callable[[], Source], *, pin: bool = False) -> Source:
@@ -95,6 +96,7 @@ class PromptBank(Generic[Source]):
             is_first = entry is None
             if entry is None:
                 entry = self._entries[digest] = _Entry()
+            self._free.pop(digest, None)
             entry.pins += pin
             entry.holds += not pin
         if not is_first:
@@ -106,6 +108,9 @@ class PromptBank(Generic[Source]):
                 del self._entries[digest]
             entry.source.set_exception(error)
             raise
+        with self._lock:
+            entry.source_bytes = source.prompt.embeddings.nbytes
+            self._host_bytes += entry.source_bytes
         entry.source.set_result(source)
         return source
 
@@ -115,6 +120,8 @@ class PromptBank(Generic[Source]):
             entry = self._entries[digest]
             entry.pins -= pin
             entry.holds -= not pin
+            if entry.is_free:
+                self._free[digest] = None
             self._trim_sources()
 
     def prepared(self, digest: str) -> PreparedPrompt:
@@ -133,7 +140,7 @@ class PromptBank(Generic[Source]):
         found, tier = self._fetch(digest, entry)
         self.counts[tier] += 1
         with self._lock:
-            entry.device, entry.host = found, None
+            self._place(entry, device=found, host=None)
         self._make_room(digest)
         return found, tier
 
@@ -153,12 +160,9 @@ class PromptBank(Generic[Source]):
     def size_bytes(self) -> dict[Tier, int]:
         """Bytes by place."""
         with self._lock:
-            entries = list(self._entries.values())
-        return {
-            "device": sum(entry.device.size_bytes for entry in entries if entry.device is not None),
-            "host": sum(entry.host_bytes for entry in entries),
-            "disk": 0 if self._spill is None else self._spill.size_bytes,
-        }
+            device_bytes, host_bytes = self._device_bytes, self._host_bytes
+        disk_bytes = 0 if self._spill is None else self._spill.size_bytes
+        return {"device": device_bytes, "host": host_bytes, "disk": disk_bytes}
 
     def _fetch(self, digest: str, entry: _Entry[Source]) -> tuple[PreparedPrompt, str]:
         if entry.host is not None:
@@ -172,25 +176,42 @@ class PromptBank(Generic[Source]):
     def _make_room(self, newest: str) -> None:
         """Moves what is over budget from the device to the host and from there to disk, `newest` excepted."""
         with self._lock:
+            if self._device_bytes <= self._budgets.device_bytes and self._host_bytes <= self._budgets.host_bytes:
+                return
             entries = [(digest, entry) for digest, entry in self._entries.items() if digest != newest]
             entries.sort(key=lambda pair: pair[1].pins > 0)
-        surplus = self.size_bytes["device"] - self._budgets.device_bytes
-        for _, entry in entries:
-            if surplus > 0 and (leaving := entry.device) is not None:
-                surplus -= leaving.size_bytes
-                entry.device, entry.host = None, leaving.to(torch.device("cpu"))
-        surplus = self.size_bytes["host"] - self._budgets.host_bytes
         for digest, entry in entries:
-            if surplus > 0 and entry.host is not None:
-                surplus -= entry.host.size_bytes
+            if self._device_bytes <= self._budgets.device_bytes:
+                break
+            if (leaving := entry.device) is not None:
+                self._place_if_known(digest, entry, leaving.to(torch.device("cpu")))
+        for digest, entry in entries:
+            if self._host_bytes <= self._budgets.host_bytes:
+                break
+            if (leaving := entry.host) is not None:
                 if self._spill is not None:
-                    self._spill.put(digest, entry.host)
-                entry.host = None
+                    self._spill.put(digest, leaving)
+                self._place_if_known(digest, entry, None)
+
+    def _place_if_known(self, digest: str, entry: _Entry[Source], host: PreparedPrompt | None) -> None:
+        """Off the device, and into host memory or nowhere; unless the entry has been forgotten meanwhile."""
+        with self._lock:
+            if self._entries.get(digest) is entry:
+                self._place(entry, device=None, host=host)
+
+    def _place(self, entry: _Entry[Source], *, device: PreparedPrompt | None, host: PreparedPrompt | None) -> None:
+        self._device_bytes += _bytes(device) - _bytes(entry.device)
+        self._host_bytes += _bytes(host) - _bytes(entry.host)
+        entry.device, entry.host = device, host
 
     def _trim_sources(self) -> None:
-        """Forgets what nobody holds, least recently used first, until host memory is within its budget."""
-        surplus = sum(entry.host_bytes for entry in self._entries.values()) - self._budgets.host_bytes
-        for digest in [digest for digest, entry in self._entries.items() if entry.is_free]:
-            if surplus <= 0:
-                return
-            surplus -= self._entries.pop(digest).host_bytes
+        """Forgets what nobody holds, longest released first, until host memory is within its budget."""
+        while self._free and self._host_bytes > self._budgets.host_bytes:
+            digest, _ = self._free.popitem(last=False)
+            entry = self._entries.pop(digest)
+            self._place(entry, device=None, host=None)
+            self._host_bytes -= entry.source_bytes
+
+
+def _bytes(prepared: PreparedPrompt | None) -> int:
+    return 0 if prepared is None else prepared.size_bytes

@@ -2,9 +2,10 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
-import tempfile
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,16 +16,21 @@ from torch import Tensor
 
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.row import PreparedPrompt
+from promptstore.store.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?P<digest>[0-9a-f]{64})\.(?P<model>[0-9a-f]{16})\.(?P<content>[0-9a-f]{64})\.safetensors")
 _PREFIX_IDS = "prefix_ids"
+_TORN_AFTER_S = 3600.0
 
 
 class DiskSpill:
     """A folder of prepared prompts for one model, bounded in bytes; the least recently used go first.
 
     A file's name holds the SHA-256 of its bytes, so a damaged one is noticed and computed again, never used. Servers of
-    one machine may share the folder. `put` and `get` are for one thread and block for local disk.
+    one machine may share the folder. A disk that is full or gone costs time, never an answer: what it does not keep is
+    computed again. `put` and `get` are for one thread and block for local disk.
     """
 
     def __init__(self, folder: Path, model: FrozenModel, *, budget_bytes: int) -> None:
@@ -35,6 +41,7 @@ class DiskSpill:
         self._files: OrderedDict[str, tuple[Path, int]] | None = None
         self.size_bytes = 0
         self.damaged = 0
+        self.unwritten = 0
 
     def __contains__(self, digest: str) -> bool:
         return self._files is not None and digest in self._files
@@ -48,10 +55,13 @@ class DiskSpill:
         data = save({**tensors, _PREFIX_IDS: torch.tensor(prepared.prefix_ids, dtype=torch.int64)})
         name = f"{digest}.{self._model_key}.{hashlib.sha256(data).hexdigest()}.safetensors"
         path = self._folder / name
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as part:
-            part.write(data)
-        Path(part.name).rename(path)
+        try:
+            write_atomically(path, data, is_durable=False)
+        except OSError as error:
+            if self.unwritten == 0:
+                logger.warning("prepared prompts cannot be kept in %s: %s", self._folder, error)
+            self.unwritten += 1
+            return
         files[digest] = (path, len(data))
         self.size_bytes += len(data)
         while self.size_bytes > self._budget_bytes:
@@ -93,15 +103,25 @@ class DiskSpill:
     def _index(self) -> OrderedDict[str, tuple[Path, int]]:
         """This model's files, least recently used first; read from the folder once."""
         if self._files is None:
+            self._remove_torn()
             found = []
             for path in self._folder.glob("*.safetensors") if self._folder.is_dir() else ():
                 name = _NAME.fullmatch(path.name)
-                if name is not None and name["model"] == self._model_key:
+                if name is None or name["model"] != self._model_key:
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # a neighbour may have dropped it just now
                     stat = path.stat()
                     found.append((stat.st_mtime, name["digest"], path, stat.st_size))
             self._files = OrderedDict((digest, (path, size)) for _, digest, path, size in sorted(found))
             self.size_bytes = sum(size for _, size in self._files.values())
         return self._files
+
+    def _remove_torn(self) -> None:
+        """Removes what a process that was killed left half-written, once no living one can be at it."""
+        for path in self._folder.glob(".*.safetensors.*"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - _TORN_AFTER_S:
+                    path.unlink()
 
 
 def _model_key(model: FrozenModel) -> str:

@@ -1,5 +1,7 @@
+import os
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,65 @@ def test_what_nobody_holds_is_forgotten_when_memory_is_short(model: FrozenModel)
     bank.release(DIGESTS[0])
     assert bank.tier(DIGESTS[0]) is None
     assert bank.tier(DIGESTS[1]) == "source"
+
+
+def test_the_bytes_reported_are_those_of_what_is_kept(model: FrozenModel) -> None:
+    bank = _bank(model, on_device=2, on_host=1)
+    _hold_all(bank, model, pinned=DIGESTS[5])
+    for digest in DIGESTS:
+        bank.prepared(digest)
+    entries = list(bank._entries.values())
+    assert bank.size_bytes["device"] == sum(each.device.size_bytes for each in entries if each.device is not None)
+    host_bytes = sum(each.host.size_bytes for each in entries if each.host is not None)
+    assert bank.size_bytes["host"] == host_bytes + sum(
+        each.source.result().prompt.embeddings.nbytes for each in entries
+    )
+    full = bank.size_bytes["host"]
+    bank._budgets = Budgets(device_bytes=0, host_bytes=full // 2)
+    for digest in DIGESTS[:5]:
+        bank.release(digest)
+    assert bank.size_bytes["host"] <= full // 2
+    assert set(bank._entries) >= {DIGESTS[5]}
+
+
+def test_a_hold_looks_at_no_other_prompt(model: FrozenModel) -> None:
+    """With thousands of prompts in a server, what each request does must not go through them all."""
+    bank = PromptBank[RigSource](model, CachedDecoding(model), budgets=Budgets(host_bytes=1))
+    source = _source(model, DIGESTS[0])
+    for number in range(3):
+        bank.hold(digest_of(f"pinned {number}"), lambda: source, pin=True)
+
+    class Counted(type(bank._entries)):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError("every prompt was looked at")
+
+        values = items = keys = __iter__
+
+    bank._entries = Counted(bank._entries.copy())
+    bank.hold(DIGESTS[0], lambda: source)
+    bank.release(DIGESTS[0])
+    assert bank.tier(DIGESTS[0]) is None
+
+
+def test_a_disk_that_takes_nothing_costs_no_answer(model: FrozenModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("where the folder should be")
+    spill = DiskSpill(tmp_path / "file" / "folder", model, budget_bytes=1 << 30)
+    bank = _bank(model, on_device=1, on_host=0, spill=spill)
+    _hold_all(bank, model)
+    for digest in DIGESTS * 2:
+        bank.prepared(digest)
+    assert spill.unwritten > 0
+    assert bank.tier(DIGESTS[0]) == "source"
+
+
+def test_what_a_killed_process_left_half_written_is_removed_in_time(model: FrozenModel, tmp_path: Path) -> None:
+    prepared = CachedDecoding(model).prepare(torch.ones(4, model.hidden_size), ())
+    torn = [tmp_path / f".{name}.safetensors.{name}" for name in ("old", "new")]
+    for path in torn:
+        path.write_bytes(b"half")
+    os.utime(torn[0], (0, 0))
+    DiskSpill(tmp_path, model, budget_bytes=1 << 30).put(DIGESTS[0], prepared)
+    assert [path.exists() for path in torn] == [False, True]
 
 
 def test_a_spill_of_an_earlier_process_is_used_again(model: FrozenModel, tmp_path: Path) -> None:
