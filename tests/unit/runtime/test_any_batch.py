@@ -1,19 +1,17 @@
 """The promise of the engine: an answer does not depend on who shares the batch, on padding or on arrival."""
 
 import random
-from collections.abc import Callable, Sequence
 
 import pytest
-from torch import Tensor
 
 from promptstore.lm.frozen import FrozenModel
-from promptstore.lm.keys_values import KeysValues, aligned
 from promptstore.lm.packed import enable_packing
-from promptstore.runtime.cached import CachedDecoding, PackedDecoding, split
+from promptstore.runtime.cached import CachedDecoding, PackedDecoding
 from promptstore.runtime.decoding import choose_decoding
 from promptstore.runtime.recomputed import RecomputedDecoding
-from promptstore.runtime.row import Decoding, Row
+from promptstore.runtime.row import Decoding
 from promptstore.runtime.sampling import Sampling
+from promptstore.testing.broken_layouts import NeighboursPrompt, PaddingCounted
 from promptstore.testing.engine_rig import Answer, EngineRig, random_prompt
 from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama, tiny_t5
 
@@ -113,27 +111,7 @@ def test_padded_inputs_give_the_same_answers_as_packed_ones(seed: int) -> None:
         assert check_answers_in_batches(_rig(model, CachedDecoding(model)), _rig(model, RecomputedDecoding(model)), rng)
 
 
-class _PaddingCounted(CachedDecoding):
-    """Broken on purpose: padding in front of shorter prompts is attended to and counted as positions."""
-
-    def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
-        parts = [split(row) for row in rows]
-        cache = aligned([known for known, _ in parts], room=64)
-        cache.starts = [0] * cache.rows
-        states = cache.run(self._model, [ids for _, ids in parts])
-        return lambda: [cache.slots(row) for row in range(cache.rows)], states
-
-
-class _NeighboursPrompt(PackedDecoding):
-    """Broken on purpose: rows take the keys and values of their neighbour's prompt."""
-
-    def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
-        return super().open_rows(
-            [Row(other.prompt, row.input_ids) for row, other in zip(rows, [*rows[1:], rows[0]], strict=True)]
-        )
-
-
-@pytest.mark.parametrize("broken", [_PaddingCounted, _NeighboursPrompt])
+@pytest.mark.parametrize("broken", [PaddingCounted, NeighboursPrompt])
 def test_the_comparison_fails_for_a_broken_layout(broken: type[CachedDecoding]) -> None:
     model = tiny_llama()
     enable_packing(model)
