@@ -14,11 +14,17 @@ from infra.bench.tuning_tasks import load_split
 REFS = ("first", "second")
 
 
-async def ask_for(url: str, *, seconds: float, clients: int, rate: float | None) -> list[tuple[int, float]]:
-    """(status, seconds) of every request. rate: requests per second, sent whether or not the last was answered."""
+Answered = tuple[int, float, float, str]
+
+
+async def ask_for(url: str, *, seconds: float, clients: int, rate: float | None) -> list[Answered]:
+    """(status, seconds, when it was sent by the system's monotonic clock, version that answered) of every request.
+
+    rate: requests per second, sent whether or not the last was answered.
+    """
     texts = [row["text"] for row in load_split("sst2", "validation")]
     numbers = count()
-    answered: list[tuple[int, float]] = []
+    answered: list[Answered] = []
     until = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
@@ -28,7 +34,8 @@ async def ask_for(url: str, *, seconds: float, clients: int, rate: float | None)
             body = {"model": REFS[number % len(REFS)], "input": texts[number % len(texts)]}
             started = time.monotonic()
             answer = await http.post("/v1/classify", json=body)
-            answered.append((answer.status_code, time.monotonic() - started))
+            version = answer.headers.get("x-promptstore-version", "")
+            answered.append((answer.status_code, time.monotonic() - started, started, version))
 
         async def ask_again_and_again() -> None:
             while time.monotonic() < until:

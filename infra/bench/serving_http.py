@@ -170,7 +170,7 @@ def _served(model: FrozenModel, *, queued: int) -> Iterator[LiveServer]:
 def _ask(live: LiveServer, *arguments: str) -> list[tuple[int, float]]:
     command = [sys.executable, "-m", "infra.bench.serving_clients", live.url, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return [(status, seconds) for status, seconds in json.loads(done.stdout)]
+    return [(status, seconds) for status, seconds, *_ in json.loads(done.stdout)]
 
 
 def _p99(seconds: Sequence[float]) -> float:
