@@ -60,6 +60,11 @@ class Settings(BaseSettings):
     catalog: str = Field(default="", description="SQLAlchemy URL of the catalogue; SQLite in state_dir if empty")
     signing_key: Path | None = Field(default=None, description="private Ed25519 key file; commits are signed if set")
     trusted_keys: Path | None = Field(default=None, description="folder of public keys; only commits they signed count")
+    otlp_endpoint: str = Field(
+        default="",
+        validation_alias=AliasChoices("otlp_endpoint", "PROMPTSTORE_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="base URL of an OpenTelemetry collector that a server's traces go to, by OTLP over HTTP",
+    )
     server_url: str = Field(default="http://127.0.0.1:8080", description="where `promptstore ask` finds the server")
     api_key: SecretStr | None = None
 

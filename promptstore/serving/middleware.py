@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ access_log = logging.getLogger("promptstore.access")
 REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNKNOWN_ROUTE = "unknown"
+# Ids of the request that a coroutine works for: every log line of it carries them.
+_ids: ContextVar[dict[str, str] | None] = ContextVar("ids", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +59,18 @@ class RequestMiddleware:
         scope["state"]["request_id"] = request_id
         answered, started = _Answered(), time.monotonic()
         watched = _watch(send, request_id, answered)
-        with self.tracer.span(f"{scope['method']} {scope['path']}", headers) as span:
+        with self.tracer.span(scope["method"], headers) as span:
+            ids = {"request_id": request_id, "trace_id": span.trace_id}
+            token = _ids.set({name: value for name, value in ids.items() if value})
             try:
                 await self._answer(scope, receive, watched, answered)
             finally:
                 span.set("request_id", request_id)
                 span.set("status", answered.status)
                 span.set("version", answered.version)
-                self._record(scope, request_id, answered, time.monotonic() - started)
+                span.rename(f"{scope['method']} {_route(scope)}")
+                self._record(scope, answered, time.monotonic() - started)
+                _ids.reset(token)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, answered: _Answered) -> None:
         try:
@@ -100,15 +107,15 @@ class RequestMiddleware:
         except TimeoutError:
             raise RequestRefusedError(408, "body_timeout", "the body took too long to arrive") from None
 
-    def _record(self, scope: Scope, request_id: str, answered: _Answered, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
+    def _record(self, scope: Scope, answered: _Answered, seconds: float) -> None:
+        route = _route(scope)
         self.metrics.requests.labels(route, str(answered.status)).inc()
         self.metrics.http_seconds.labels(route).observe(seconds)
         access_log.info(
             "request",
             extra={
                 "fields": {
-                    "request_id": request_id,
+                    **(_ids.get() or {}),
                     "method": scope["method"],
                     "path": scope["path"],
                     "status": answered.status,
@@ -119,6 +126,10 @@ class RequestMiddleware:
                 }
             },
         )
+
+
+def _route(scope: Scope) -> str:
+    return str(getattr(scope.get("route"), "path", _UNKNOWN_ROUTE))
 
 
 def _watch(send: Send, request_id: str, answered: _Answered) -> Send:
@@ -148,7 +159,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line, in UTC."""
+    """One JSON object per line, in UTC, with the ids of the request that it is about."""
 
     converter = staticmethod(time.gmtime)
 
@@ -158,6 +169,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **(_ids.get() or {}),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from promptstore.runtime.spill import DiskSpill
 from promptstore.serving.access import Access, ApiKey, digest_key, read_keys
 from promptstore.serving.app import create_app
 from promptstore.serving.context import Lifecycle, ServerContext
+from promptstore.serving.exporting import exporting_tracer
 from promptstore.serving.following import FollowedStore, Follower
 from promptstore.serving.loaded import LoadedPrompt, load_prompt
 from promptstore.serving.metrics import ServerMetrics
@@ -58,7 +60,10 @@ def run(settings: Settings, options: ServerOptions) -> None:
     model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
     spill = settings.cache_dir / "prepared"
     abort = partial(_abort, store) if options.may_abort_rollouts else None
-    with serving(store, model, options, keys=keys, spill_folder=spill, abort=abort) as context:
+    with (
+        exporting_tracer(settings.otlp_endpoint) as tracer,
+        serving(store, model, options, keys=keys, spill_folder=spill, abort=abort, tracer=tracer) as context,
+    ):
         app = create_app(context, limits=options.body)
         config = uvicorn.Config(
             app,
@@ -83,9 +88,11 @@ def serving(
     spill_folder: Path | None = None,
     abort: Callable[[Rollout, str], object] | None = None,
     tracer: Tracer | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[ServerContext]:
     """A context whose engine and follower run until the `with` block ends; then it answers what it has.
 
+    clock: monotonic seconds, for staleness.
     abort: writes to the store that a rollout broke its bounds; `None` for a server that may only read.
     """
     decoding, reason = choose_decoding(model)
@@ -102,6 +109,7 @@ def serving(
         prepare=partial(_prepare, scheduler, bank),
         tasks=options.tasks,
         poll_s=options.poll_s,
+        clock=clock,
     )
     metrics = ServerMetrics()
     judge = TrialJudge(abort or _abort_nowhere, metrics)

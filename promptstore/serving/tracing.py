@@ -1,9 +1,6 @@
-"""OpenTelemetry spans, for whoever has a tracer provider set up; nothing at all without the package.
+"""OpenTelemetry spans; nothing at all without the package. Where they go: `promptstore.serving.exporting`."""
 
-Only the API is used: exporters and sampling are the operator's choice, through OpenTelemetry's own variables and
-`opentelemetry-instrument`.
-"""
-
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,6 +13,15 @@ class Span(Protocol):
     """What is told about one piece of work while it lasts."""
 
     def set(self, name: str, value: str | float) -> None: ...
+
+    def rename(self, name: str) -> None: ...
+
+    def add_part(self, name: str, started: float, ended: float) -> None:
+        """A span within this one that is over. started, ended: monotonic seconds."""
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits; empty if nothing is traced."""
 
 
 class Tracer(Protocol):
@@ -48,6 +54,16 @@ class NoTracer:
     def set(self, name: str, value: str | float) -> None:
         del name, value
 
+    def rename(self, name: str) -> None:
+        del name
+
+    def add_part(self, name: str, started: float, ended: float) -> None:
+        del name, started, ended
+
+    @property
+    def trace_id(self) -> str:
+        return ""
+
 
 class OpenTelemetryTracer:
     """Spans of the global tracer provider, or of `provider`."""
@@ -64,23 +80,43 @@ class OpenTelemetryTracer:
         context = None if headers is None else self._propagate.extract(headers)
         kind = self._kinds.INTERNAL if headers is None else self._kinds.SERVER
         with self._tracer.start_as_current_span(name, context=context, kind=kind) as span:
-            yield _OpenTelemetrySpan(span)
+            yield _OpenTelemetrySpan(span, self._tracer)
 
     @contextmanager
     def detached_span(self, name: str) -> Iterator[Span]:
         span = self._tracer.start_span(name)
         try:
-            yield _OpenTelemetrySpan(span)
+            yield _OpenTelemetrySpan(span, self._tracer)
+        except Exception as error:
+            span.record_exception(error)
+            raise
         finally:
             span.end()
 
 
 class _OpenTelemetrySpan:
-    def __init__(self, span: Any) -> None:
+    def __init__(self, span: Any, tracer: Any) -> None:
         self._span = span
+        self._tracer = tracer
 
     def set(self, name: str, value: str | float) -> None:
         self._span.set_attribute(f"promptstore.{name}", value)
+
+    def rename(self, name: str) -> None:
+        self._span.update_name(name)
+
+    def add_part(self, name: str, started: float, ended: float) -> None:
+        from opentelemetry.trace import set_span_in_context
+
+        zero_ns = time.time_ns() - int(1e9 * time.monotonic())
+        context = set_span_in_context(self._span)
+        part = self._tracer.start_span(name, context=context, start_time=zero_ns + int(1e9 * started))
+        part.end(end_time=zero_ns + int(1e9 * ended))
+
+    @property
+    def trace_id(self) -> str:
+        context = self._span.get_span_context()
+        return format(context.trace_id, "032x") if context.is_valid else ""
 
 
 def default_tracer() -> Tracer:

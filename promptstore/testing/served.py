@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -97,12 +97,13 @@ def live_server(
     keys: list[ApiKey] | None = None,
     body: BodyLimits | None = None,
     tracer: Tracer | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[LiveServer]:
     """Serves until the block ends."""
     options = options or ServerOptions(poll_s=0.05)
     abort = partial(_abort, store)
     with (
-        serving(store, model, options, keys=keys, abort=abort, tracer=tracer) as context,
+        serving(store, model, options, keys=keys, abort=abort, tracer=tracer, clock=clock) as context,
         listening(context, body=body) as url,
     ):
         yield LiveServer(url, context)
