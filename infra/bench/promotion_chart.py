@@ -103,7 +103,7 @@ def draw(run: Run, title: str, path: Path) -> None:
     for number, at in enumerate(run.promoted_at_s):
         axes.axvline(at, color="black", linewidth=0.8, linestyle="--", label="promotion" if number == 0 else None)
     axes.set(xlabel="seconds", ylabel="latency, ms", ylim=(0, None), title=title)
-    axes.legend(loc="upper left", fontsize="small", ncols=3)
+    figure.legend(loc="outside lower center", fontsize="small", ncols=6)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -79,6 +80,11 @@ def server_sent(value: Any) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
+# How vocabularies write single bytes: SentencePiece's fallback, and GPT-2's alphabet of 256 printable characters.
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTES_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte for at, byte in enumerate(_OTHERS)}
 STREAM_END = b"data: [DONE]\n\n"
 
 
@@ -94,11 +100,12 @@ class TokenTexts:
         offsets = []
         for text in texts:
             offsets.append(offset)
-            offset += len(text)
+            # The space between template and answer is the first token's, but no part of the answer.
+            offset += len(text if offset else text.lstrip(" "))
         return {
             "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._text(index): value for index, value in token.top} for token in tokens],
+            "top_logprobs": [self._alternatives(token) for token in tokens],
             "text_offset": offsets,
         }
 
@@ -106,15 +113,45 @@ class TokenTexts:
         """The `logprobs` of a chat choice."""
         content = [
             {
-                **_chat_token(self._text(token.token_id), token.logprob),
-                "top_logprobs": [_chat_token(self._text(index), value) for index, value in token.top],
+                **self._chat_token(token.token_id, token.logprob),
+                "top_logprobs": [self._chat_token(index, value) for index, value in token.top],
             }
             for token in tokens
         ]
         return {"content": content, "refusal": None}
 
+    def length(self, tokens: Sequence[ChosenToken]) -> int:
+        """Characters that `completion` counts for `tokens`: where the next one begins."""
+        length = 0
+        for token in tokens:
+            text = self._text(token.token_id)
+            length += len(text if length else text.lstrip(" "))
+        return length
+
+    def _alternatives(self, token: ChosenToken) -> dict[str, float | None]:
+        """The likeliest tokens, and the chosen one, as in OpenAI's API; the likelier of two with equal texts."""
+        found: dict[str, float | None] = {}
+        for index, value in (*token.top, (token.token_id, token.logprob)):
+            found.setdefault(self._text(index), value)
+        return found
+
+    def _chat_token(self, token_id: int, logprob: float | None) -> dict[str, Any]:
+        return {"token": self._text(token_id), "logprob": logprob, "bytes": list(self._bytes(token_id))}
+
     def _text(self, token_id: int) -> str:
         return str(self._tokenizer.decode([token_id]))
+
+    def _bytes(self, token_id: int) -> bytes:
+        """What a token adds to the text; part of a character, maybe, which no text can show."""
+        text = self._text(token_id)
+        if "\ufffd" not in text:
+            return text.encode()
+        piece = str(self._tokenizer.convert_ids_to_tokens(token_id))
+        if found := _BYTE_PIECE.fullmatch(piece):
+            return bytes([int(found[1], 16)])
+        if all(character in _BYTES_OF for character in piece):
+            return bytes(_BYTES_OF[character] for character in piece)
+        return text.encode()
 
 
 def label_completion_logprobs(text: str, by_text: Mapping[str, float]) -> dict[str, Any]:

@@ -80,8 +80,8 @@ class Shape(Protocol):
     def first_chunk(self) -> dict[str, Any] | None:
         """What a stream opens with, if anything."""
 
-    def chunk(self, piece: Piece, offset: int, *, has_logprobs: bool) -> dict[str, Any]:
-        """A piece of an answer. offset: characters of text before it."""
+    def chunk(self, piece: Piece, before: Whole, *, has_logprobs: bool) -> dict[str, Any]:
+        """A piece of an answer. before: the answer up to it; a label's `by_text` is what its piece reports."""
 
 
 class CompletionShape:
@@ -103,8 +103,12 @@ class CompletionShape:
     def first_chunk(self) -> dict[str, Any] | None:
         return None
 
-    def chunk(self, piece: Piece, offset: int, *, has_logprobs: bool) -> dict[str, Any]:
-        logprobs = self._texts.completion([piece.token], offset) if has_logprobs and piece.token else None
+    def chunk(self, piece: Piece, before: Whole, *, has_logprobs: bool) -> dict[str, Any]:
+        logprobs = None
+        if has_logprobs and before.by_text is not None:
+            logprobs = label_completion_logprobs(piece.text, before.by_text)
+        elif has_logprobs and piece.token:
+            logprobs = self._texts.completion([piece.token], self._texts.length(before.tokens))
         return {"index": 0, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.reason}
 
 
@@ -129,9 +133,12 @@ class ChatShape:
         delta = {"role": "assistant", "content": ""}
         return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def chunk(self, piece: Piece, offset: int, *, has_logprobs: bool) -> dict[str, Any]:
-        del offset
-        logprobs = self._texts.chat([piece.token]) if has_logprobs and piece.token else None
+    def chunk(self, piece: Piece, before: Whole, *, has_logprobs: bool) -> dict[str, Any]:
+        logprobs = None
+        if has_logprobs and before.by_text is not None:
+            logprobs = label_chat_logprobs(piece.text, before.by_text)
+        elif has_logprobs and piece.token:
+            logprobs = self._texts.chat([piece.token])
         delta = {"content": piece.text} if piece.text or piece.token else {}
         return {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": piece.reason}
 

@@ -180,7 +180,7 @@ async def _chunks(asked: _Asked, shape: Shape, envelope: Envelope, started: _Sta
     answer = Whole(started.read)
 
     def chunk(piece: Piece) -> bytes:
-        body = shape.chunk(piece, len(answer.text), has_logprobs=asked.has_logprobs)
+        body = shape.chunk(piece, answer, has_logprobs=asked.has_logprobs)
         answer.add(piece)
         return server_sent(envelope.wrap([body]))
 
@@ -202,7 +202,8 @@ def _replayed(asked: _Asked, target: Target, shape: Shape, answers: Sequence[Who
     if len(answers) != 1:
         raise InvalidInputError(f"a stream takes one prompt, not {len(answers)}; send one request each")
     envelope = Envelope(asked.ref, target, shape.prefix, shape.chunk_object)
-    chunks = [shape.first_chunk(), shape.chunk(Piece(answers[0].text, reason="stop"), 0, has_logprobs=False)]
+    piece = Piece(answers[0].text, reason="stop")
+    chunks = [shape.first_chunk(), shape.chunk(piece, answers[0], has_logprobs=asked.has_logprobs)]
     lines = [server_sent(envelope.wrap([chunk])) for chunk in chunks if chunk is not None]
     if asked.wants_usage:
         lines.append(server_sent(envelope.usage(answers)))

@@ -1,17 +1,23 @@
 """The official client against the server, as users have it."""
 
+from collections.abc import Callable
+
 import openai
 import pytest
 import torch
 from openai import OpenAI, Stream
+from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
+from openai.types.completion_choice import Logprobs
 
 from promptstore.core.ref import PromptRef
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.recomputed import RecomputedDecoding
-from promptstore.runtime.sampling import Sampling
+from promptstore.runtime.sampling import ChosenToken, Sampling
+from promptstore.serving.bodies import TokenTexts
 from promptstore.testing.engine_rig import EngineRig
 from promptstore.testing.served import LiveServer
+from promptstore.testing.tiny_models import tiny_gemma, tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +96,44 @@ def test_log_probabilities_are_reported_per_token(api: OpenAI) -> None:
     content = chat.choices[0].logprobs
     assert content is not None
     assert [each.logprob for each in content.content or ()] == pytest.approx(logprobs.token_logprobs)
+
+
+def test_the_chosen_token_is_among_the_alternatives_and_offsets_point_into_the_text(api: OpenAI) -> None:
+    def ask(*, stream: bool) -> list[Logprobs]:
+        answer = api.completions.create(
+            model="answer", prompt="who ?", max_tokens=8, logprobs=1, temperature=2.0, seed=5, stream=stream
+        )
+        choices = [each.choices[0] for each in ([answer] if isinstance(answer, Completion) else answer)]
+        texts.append("".join(choice.text for choice in choices))
+        return [choice.logprobs for choice in choices if choice.logprobs is not None]
+
+    texts: list[str] = []
+    (whole,), pieces = ask(stream=False), ask(stream=True)
+    tokens, tops = whole.tokens or [], whole.top_logprobs or []
+    assert all(token in top for token, top in zip(tokens, tops, strict=True))
+    assert any(len(top) == 2 for top in tops), "drawn at this temperature, some tokens are not the likeliest"
+    starts = whole.text_offset or []
+    assert texts[0] == texts[1]
+    assert all(texts[0][start:].startswith(token) for token, start in list(zip(tokens, starts, strict=True))[1:])
+    assert [start for piece in pieces for start in piece.text_offset or ()] == starts
+    assert [token for piece in pieces for token in piece.tokens or ()] == tokens
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gemma])
+def test_the_bytes_of_tokens_joined_are_the_texts_bytes(make: Callable[[], FrozenModel]) -> None:
+    tokenizer = make().tokenizer
+    text = "naïve 🙂 „quoted“ 漢字"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    content = TokenTexts(tokenizer).chat([ChosenToken(index, -1.0) for index in ids])["content"]
+    assert any("\ufffd" in each["token"] for each in content), "some token must be a part of a character"
+    assert bytes(byte for each in content for byte in each["bytes"]).decode() == text
+
+
+def test_a_label_that_is_streamed_reports_its_log_probabilities_too(api: OpenAI) -> None:
+    whole = api.completions.create(model="topic", prompt="a match", logprobs=3).choices[0]
+    (piece,) = list(api.completions.create(model="topic", prompt="a match", logprobs=3, stream=True))
+    assert whole.logprobs is not None
+    assert piece.choices[0].logprobs == whole.logprobs
 
 
 def test_stop_texts_end_the_answer_before_them(api: OpenAI) -> None:
