@@ -108,7 +108,7 @@ class Access:
         """A bucket that holds a minute's worth of requests and refills evenly."""
         now = self._clock()
         left, then = self._buckets.pop(caller, (float(per_minute), now))
-        left = min(float(per_minute), left + (now - then) * per_minute / 60)
+        left = min(float(per_minute), left + max(0.0, now - then) * per_minute / 60)
         is_allowed = left >= 1
         self._buckets[caller] = (left - is_allowed, now)
         while len(self._buckets) > _CALLERS_REMEMBERED:

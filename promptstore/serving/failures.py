@@ -20,6 +20,7 @@ from promptstore.errors import (
     StoreUnavailableError,
     UntrustedError,
 )
+from promptstore.runtime.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,9 @@ def describe(error: Exception) -> tuple[int, Any]:
     for kind, status, type_, code in _ANSWERS:
         if isinstance(error, kind):
             return status, error_body(status, code, str(error), kind=type_)
+    if is_out_of_memory(error):
+        logger.error("out of memory, also on the second try", exc_info=error)
+        return 503, error_body(503, "out_of_memory", "there is no memory for this input now; repeat it in a moment")
     logger.error("request failed", exc_info=error)
     return 500, error_body(500, "internal", "the server failed to answer; its log says why, under this request's id")
 
@@ -77,7 +81,9 @@ def describe(error: Exception) -> tuple[int, Any]:
 def install(app: FastAPI) -> None:
     """Makes every error of the app's routes answer in this form."""
 
-    async def refused(_: Request, error: Exception) -> JSONResponse:
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, RequestRefusedError):
+            request.app.state.context.metrics.refused.labels(error.code).inc()
         return error_response(*describe(error))
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:

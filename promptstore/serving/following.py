@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event, Lock, Thread
 from typing import Protocol
 
@@ -96,6 +96,11 @@ class Follower:
         """Seconds since the store was last seen."""
         return max(0.0, self._clock() - self.status.seen_at)
 
+    def alias_staleness_s(self, key: AliasKey) -> float:
+        """Seconds since the version that an alias is served at was seen to be the one that the store says."""
+        refusal = self.table.refused.get(key)
+        return self.staleness_s if refusal is None else max(self.staleness_s, self._clock() - refusal.since)
+
     def start(self) -> None:
         """Serves what the store held when it was opened, then follows it. Blocks until the aliases are loaded."""
         self._switch(self._store.state, is_first=True)
@@ -165,7 +170,9 @@ class Follower:
             key: target for key, target in made.items() if isinstance(target, Target)
         }
         refused = {key: refusal for key, refusal in old.refused.items() if key in wanted and key not in made} | {
-            key: refusal for key, refusal in made.items() if isinstance(refusal, Refusal)
+            key: replace(refusal, since=old.refused[key].since if key in old.refused else self._clock())
+            for key, refusal in made.items()
+            if isinstance(refusal, Refusal)
         }
         targets = {key: target for key, target in self._held.items() if key not in rollouts}
         self.table = AliasTable(state, targets, refused, self._trials(rollouts))
@@ -229,6 +236,11 @@ class Follower:
         except (IncompatibleModelError, CorruptError, InvalidInputError, NotFoundError) as error:
             is_foreign = isinstance(error, IncompatibleModelError) and key not in self._held
             return Refusal(version, error, is_foreign)
+        except Exception as error:
+            # One version must not keep the others from being followed.
+            if key not in self.table.refused:
+                logger.exception("%s cannot be loaded", version)
+            return Refusal(version, error, is_passing=True)
         return Target(version, key[1].removesuffix(TRIAL), prompt)
 
     def _prepared(self, target: Target, future: Future[object]) -> Target | Refusal:

@@ -31,12 +31,24 @@ def _store(context: ServerContext) -> Iterable[Metric]:
     yield gauge(
         "promptstore_store_staleness_seconds", "Time since the store was last seen.", [((), follower.staleness_s)]
     )
+    yield gauge(
+        "promptstore_store_staleness_bound_seconds",
+        "Over this, the state is stale.",
+        [((), context.staleness_bound_s)],
+    )
     yield gauge("promptstore_store_is_stale", "1 if staleness is over its bound.", [((), float(context.is_stale))])
     yield gauge("promptstore_store_commit", "Number of the last commit followed.", [((), follower.table.state.number)])
     versions = [
         ((task, alias), float(target.version.number)) for (task, alias), target in follower.table.targets.items()
     ]
     yield gauge("promptstore_alias_version", "The version that each alias is served at.", versions, ("task", "alias"))
+    staleness = [(key, follower.alias_staleness_s(key)) for key in follower.table.targets]
+    yield gauge(
+        "promptstore_alias_staleness_seconds",
+        "Time since the version that an alias is served at was seen to be the store's.",
+        staleness,
+        ("task", "alias"),
+    )
     refused = [
         ((task, alias, str(refusal.version.number)), 1.0)
         for (task, alias), refusal in follower.table.refused.items()

@@ -48,10 +48,24 @@ class ServerMetrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.queue_seconds = Histogram(
+            "promptstore_queue_seconds",
+            "Time that an input waited for its batch.",
+            ("task",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self.batch_rows = Histogram(
             "promptstore_batch_rows",
-            "Inputs that shared a scored input's batch.",
+            "Inputs that shared an input's batch, itself included, when it was read.",
+            ("task",),
             buckets=_ROWS,
+            registry=self.registry,
+        )
+        self.prompts_found = Counter(
+            "promptstore_prompts_found",
+            "Inputs by where their prompt was: device, host, disk, or computed for them.",
+            ("task", "place"),
             registry=self.registry,
         )
         self.tokens = Counter(

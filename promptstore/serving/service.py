@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from promptstore.errors import InvalidInputError, PromptStoreError
 from promptstore.lm.frozen import FrozenModel
-from promptstore.runtime.job import Finished, FinishReason, Generated, GenerateJob, ScoreJob
+from promptstore.runtime.job import Finished, FinishReason, Generated, GenerateJob, Job, ScoreJob
 from promptstore.runtime.sampling import ChosenToken, Sampling
 from promptstore.runtime.scheduler import Scheduler
 from promptstore.serving.delivery import Delivery
@@ -18,7 +18,7 @@ from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.resolving import Resolver
 from promptstore.serving.shadow import Shadow
 from promptstore.serving.table import Target
-from promptstore.serving.tracing import NoTracer, Tracer
+from promptstore.serving.tracing import NoTracer, Span, Tracer
 from promptstore.serving.trials import TrialJudge
 
 _LONG_TEXT_CHARS = 8192
@@ -116,30 +116,33 @@ class Service:
         asked = [(index, ref, target) for index in range(len(inputs)) for ref, target in targets]
         encoded = [await self.encode(target, inputs[index]) for index, _, target in asked]
         with self.tracer.span("score") as span:
-            answers = await self._score(asked, encoded)
+            answers = await self._score(asked, encoded, span)
             span.set("inputs", len(asked))
             span.set("tokens", sum(len(each.ids) for each in encoded))
         for answer in answers:
             self._shadow(answer, inputs[answer.index])
         return answers
 
-    async def _score(self, asked: Sequence[tuple[int, str, Target]], encoded: Sequence[Encoded]) -> list[Classified]:
+    async def _score(
+        self, asked: Sequence[tuple[int, str, Target]], encoded: Sequence[Encoded], span: Span
+    ) -> list[Classified]:
         deliveries = [Delivery() for _ in asked]
         jobs = [
             ScoreJob(target.version.digest, each.ids, target.prompt.label_token_ids, delivery.deliver)
             for (_, _, target), each, delivery in zip(asked, encoded, deliveries, strict=True)
         ]
         started = time.monotonic()
-        self.scheduler.submit(jobs)
+        self._submit(jobs, [target for _, _, target in asked])
         answers = []
         try:
-            for (index, ref, target), each, delivery in zip(asked, encoded, deliveries, strict=True):
+            for (index, ref, target), each, delivery, job in zip(asked, encoded, deliveries, jobs, strict=True):
                 with self._counting(target):
                     scored = await delivery.scored()
-                self.metrics.batch_rows.observe(scored.batch_rows)
+                self._note_batch(target, job)
                 self._observe(target, started, read=len(each.ids))
                 probabilities = dict(zip(target.prompt.task.label_names, softmax(scored.logits), strict=True))
                 answers.append(Classified(index, ref, target, probabilities, len(each.ids), each.is_truncated))
+            _add_waiting(span, started, jobs)
         finally:
             for job in jobs:
                 job.is_cancelled = True
@@ -154,7 +157,7 @@ class Service:
         delivery = Delivery()
         job = GenerateJob(target.version.digest, encoded.ids, sampling, delivery.deliver)
         started = time.monotonic()
-        self.scheduler.submit([job])
+        self._submit([job], [target])
         count = 0
         try:
             with self._counting(target), self.tracer.detached_span("generate") as span:
@@ -162,6 +165,8 @@ class Service:
                 async for event in delivery.events():
                     if isinstance(event, Generated):
                         if count == 0:
+                            self._note_batch(target, job)
+                            _add_waiting(span, started, [job])
                             self.metrics.first_token_seconds.labels(_task(target)).observe(time.monotonic() - started)
                         count += 1
                         yield Piece(event.text, token=event.token)
@@ -206,6 +211,24 @@ class Service:
 
         return encode() if chars < _LONG_TEXT_CHARS else await asyncio.to_thread(encode)
 
+    def _submit(self, jobs: Sequence[Job], targets: Sequence[Target]) -> None:
+        try:
+            self.scheduler.submit(jobs)
+        except PromptStoreError:
+            for target in targets:
+                self.metrics.inputs.labels(_task(target), str(target.version.number), "refused").inc()
+            raise
+
+    def _note_batch(self, target: Target, job: Job) -> None:
+        """What the engine said about the job; another answerer may not say."""
+        task = _task(target)
+        if job.waited_s is not None:
+            self.metrics.queue_seconds.labels(task).observe(job.waited_s)
+        if job.batch_rows is not None:
+            self.metrics.batch_rows.labels(task).observe(job.batch_rows)
+        if job.place is not None:
+            self.metrics.prompts_found.labels(task, job.place).inc()
+
     @contextlib.contextmanager
     def _counting(self, target: Target) -> Iterator[None]:
         outcome = "cancelled"
@@ -243,6 +266,14 @@ def softmax(logits: Sequence[float]) -> list[float]:
     top = max(logits)
     weights = [math.exp(value - top) for value in logits]
     return [weight / sum(weights) for weight in weights]
+
+
+def _add_waiting(span: Span, started: float, jobs: Sequence[Job]) -> None:
+    """Spans for the time in the queue and in batches. started: when `jobs` were queued, monotonic seconds."""
+    waited = [job.waited_s for job in jobs if job.waited_s is not None]
+    if waited:
+        span.add_part("queue", started, started + max(waited))
+        span.add_part("batch", started + min(waited), time.monotonic())
 
 
 def _task(target: Target) -> str:

@@ -27,12 +27,14 @@ class Refusal:
 
     is_foreign: it is for another base model and so was everything before it: another server's business.
     is_passing: the reason may pass by itself (the store was not reachable, say), so it is tried again.
+    since: when the alias was first not served as the store says, monotonic seconds.
     """
 
     version: PromptVersion
     error: BaseException
     is_foreign: bool = False
     is_passing: bool = False
+    since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

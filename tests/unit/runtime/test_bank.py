@@ -130,9 +130,8 @@ def test_the_bytes_reported_are_those_of_what_is_kept(model: FrozenModel) -> Non
     entries = list(bank._entries.values())
     assert bank.size_bytes["device"] == sum(each.device.size_bytes for each in entries if each.device is not None)
     host_bytes = sum(each.host.size_bytes for each in entries if each.host is not None)
-    assert bank.size_bytes["host"] == host_bytes + sum(
-        each.source.result().prompt.embeddings.nbytes for each in entries
-    )
+    source_bytes = sum(each.source.result().prompt.embeddings.nbytes for each in entries)
+    assert bank.size_bytes["host"] == host_bytes + source_bytes
     full = bank.size_bytes["host"]
     bank._budgets = Budgets(device_bytes=0, host_bytes=full // 2)
     for digest in DIGESTS[:5]:

@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.scheduler import SchedulerLimits
@@ -152,7 +154,51 @@ def test_metrics_count_requests_inputs_versions_and_refusals(bounded: LiveServer
     assert found['promptstore_http_requests_total{route="/v1/classify",status="200"}'] >= 1
     assert found['promptstore_bank_lookups_total{place="device"}'] >= 1
     assert found["promptstore_queued_inputs"] == 0
+    for task in ("sentiment", "answer"):
+        assert found[f'promptstore_queue_seconds_count{{task="{task}"}}'] >= 1
+        assert found[f'promptstore_batch_rows_sum{{task="{task}"}}'] >= 1
+        assert found[f'promptstore_prompts_found_total{{place="device",task="{task}"}}'] >= 1
     assert found['promptstore_alias_version{alias="production",task="sentiment"}'] == 1
+
+
+def test_inputs_that_a_full_queue_refuses_are_counted_for_their_task(model: FrozenModel) -> None:
+    with live_server(store_of(model), model, ServerOptions(scheduler=SchedulerLimits(queued=2))) as live:
+        assert httpx.post(f"{live.url}/v1/classify", json={**ASK, "input": ["x"] * 3}).status_code == 429
+        text = httpx.get(f"{live.url}/metrics").text
+    assert 'promptstore_inputs_total{outcome="refused",task="sentiment",version="1"} 3.0' in text
+
+
+def test_what_goes_wrong_in_a_request_is_logged_under_its_id(model: FrozenModel) -> None:
+    lines: list[str] = []
+
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(JsonFormatter().format(record))
+
+    keeping = Keeping()
+    logging.getLogger("promptstore").addHandler(keeping)
+    try:
+        with live_server(store_of(model), model) as live:
+            live.context.service.resolver = None  # type: ignore[assignment]
+            httpx.post(f"{live.url}/v1/classify", json=ASK, headers={"x-request-id": "broken-1"})
+    finally:
+        logging.getLogger("promptstore").removeHandler(keeping)
+    (failed,) = [line for line in map(json.loads, lines) if line["message"] == "request failed"]
+    assert failed["request_id"] == "broken-1"
+    assert "AttributeError" in failed["error"]
+
+
+def test_running_out_of_memory_is_a_503_that_may_be_repeated(model: FrozenModel) -> None:
+    with live_server(store_of(model), model) as live:
+        engine: Any = live.context.scheduler
+
+        def no_memory(*_: object) -> None:
+            raise torch.OutOfMemoryError("no room")
+
+        engine._engine._decoding.read = no_memory
+        answer = httpx.post(f"{live.url}/v1/classify", json=ASK)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
+    assert answer.headers["retry-after"] == "1"
 
 
 def test_readiness_turns_as_soon_as_the_server_drains_and_health_does_not(model: FrozenModel) -> None:

@@ -8,17 +8,27 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from promptstore.errors import PromptStoreError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.objects.memory import MemoryObjectStore
 from promptstore.serving.context import ServerContext
+from promptstore.serving.loaded import LoadedPrompt
 from promptstore.serving.options import ServerOptions
-from promptstore.store.prompt_store import PromptStore
+from promptstore.store.prompt_store import PromptStore, PulledPrompt
 from promptstore.testing.scripted_objects import Call, Fault, ScriptedObjects
 from promptstore.testing.served import SENTIMENT, TOPIC, live_server, new_store, publish_random
 from promptstore.testing.tiny_models import tiny_llama
 
 NEVER_S = 3600.0
+
+
+@dataclass(slots=True)
+class Clock:
+    """Monotonic seconds that pass when told to."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @dataclass(slots=True)
@@ -29,6 +39,7 @@ class World:
     faults: ScriptedObjects
     client: httpx.Client
     context: ServerContext
+    clock: "Clock"
 
     def version(self, ref: str = "sentiment") -> str:
         answer = self.client.post("/v1/classify", json={"model": ref, "input": "x"})
@@ -57,11 +68,12 @@ def _world(model: FrozenModel) -> Iterator[World]:
     publish_random(writer, model, SENTIMENT, seed=1)
     faults = ScriptedObjects(objects)
     reader = PromptStore(type(writer.ledger).open(faults, actor="server"), faults)
+    clock = Clock()
     with (
-        live_server(reader, model, ServerOptions(poll_s=NEVER_S)) as live,
+        live_server(reader, model, ServerOptions(poll_s=NEVER_S), clock=clock) as live,
         httpx.Client(base_url=live.url, timeout=30) as client,
     ):
-        yield World(writer, faults, client, live.context)
+        yield World(writer, faults, client, live.context, clock)
 
 
 @pytest.fixture
@@ -237,8 +249,78 @@ def test_a_refresh_by_an_operator_looks_at_once(world: World, model: FrozenModel
 
 
 def test_staleness_is_exported_and_bounded(world: World) -> None:
+    assert world.metric("promptstore_store_staleness_bound_seconds") == 60.0
+    for waited_s, is_stale in ((59.0, 0.0), (2.0, 1.0)):
+        world.clock.now += waited_s
+        assert world.metric("promptstore_store_is_stale") == is_stale
+    assert world.metric("promptstore_store_staleness_seconds") == 61.0
+    assert world.client.get("/readyz").json()["store"]["is_stale"] is True
+    world.poll()
+    assert world.metric("promptstore_store_staleness_seconds") == 0.0
     assert world.metric("promptstore_store_is_stale") == 0.0
-    staleness = world.metric("promptstore_store_staleness_seconds")
-    assert staleness is not None
-    assert 0 <= staleness < 60
-    assert not isinstance(world.context.follower.status.problem, PromptStoreError)
+
+
+def test_an_alias_that_is_not_served_as_the_store_says_grows_stale_though_the_store_is_seen(world: World) -> None:
+    publish_random(world.writer, tiny_llama(seed=9), SENTIMENT, seed=2)
+    for _ in range(3):
+        world.poll()
+        world.clock.now += 5.0
+    world.poll()
+    labels = '{alias="production",task="sentiment"}'
+    assert world.metric("promptstore_store_staleness_seconds") == 0.0
+    assert world.metric(f"promptstore_alias_staleness_seconds{labels}") == 15.0
+    world.writer.rollback("sentiment", reason="of another model")
+    world.poll()
+    assert world.metric(f"promptstore_alias_staleness_seconds{labels}") == 0.0
+
+
+def test_a_store_cut_off_for_ten_minutes_fails_no_request_and_is_caught_up_with(
+    world: World, model: FrozenModel
+) -> None:
+    world.faults.script = _down
+    for minute in range(10):
+        publish_random(world.writer, model, SENTIMENT, seed=2 + minute)
+        world.clock.now += 60.0
+        world.poll()
+        assert world.version() == "sentiment:1"
+        ready = world.client.get("/readyz")
+        assert (ready.status_code, ready.json()["store"]["staleness_s"]) == (200, 60.0 * (1 + minute))
+    assert world.metric("promptstore_store_is_stale") == 1.0
+    world.faults.script = lambda _: None
+    world.poll()
+    assert world.version() == "sentiment:11"
+    assert world.metric("promptstore_store_is_stale") == 0.0
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(
+    world: World, model: FrozenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    for jump_s, number in ((3600.0, 2), (-7200.0, 3), (10 * 365 * 86400.0, 4)):
+        monkeypatch.setattr(time, "time", lambda jump_s=jump_s: real() + jump_s)
+        publish_random(world.writer, model, SENTIMENT, seed=number)
+        world.poll()
+        assert world.version() == f"sentiment:{number}"
+        assert world.metric("promptstore_store_staleness_seconds") == 0.0
+
+
+def test_a_version_that_cannot_be_loaded_at_all_keeps_no_other_from_being_followed(
+    world: World, model: FrozenModel
+) -> None:
+    loading = world.context.follower._load
+
+    def load(pulled: PulledPrompt) -> LoadedPrompt:
+        if pulled.version.task == "topic":
+            raise ValueError("nobody thought of this")
+        return loading(pulled)
+
+    world.context.follower._load = load
+    publish_random(world.writer, model, TOPIC, seed=2)
+    publish_random(world.writer, model, SENTIMENT, seed=3)
+    for _ in range(2):
+        world.poll()
+    assert world.version() == "sentiment:2"
+    assert [refused["task"] for refused in world.client.get("/readyz").json()["refused"]] == ["topic"]
+    world.context.follower._load = loading
+    world.poll()
+    assert world.version("topic") == "topic:1"
