@@ -21,6 +21,8 @@ from promptstore.serving.tracing import NoTracer, Tracer
 access_log = logging.getLogger("promptstore.access")
 REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# nginx's status for a client that closed its request; nobody is sent it, logs and metrics have it.
+CLIENT_LEFT = 499
 _UNKNOWN_ROUTE = "unknown"
 # Ids of the request that a coroutine works for: every log line of it carries them.
 _ids: ContextVar[dict[str, str] | None] = ContextVar("ids", default=None)
@@ -28,7 +30,7 @@ _ids: ContextVar[dict[str, str] | None] = ContextVar("ids", default=None)
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """receive_s: for the whole body to arrive, so that a slow client holds nothing for long."""
+    """receive_s: for a request's headers, and then for its body, so that a slow client holds nothing for long."""
 
     body_bytes: int = 1 << 20
     receive_s: float = 30.0
@@ -75,7 +77,7 @@ class RequestMiddleware:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, answered: _Answered) -> None:
         try:
             body = await self._body(Headers(scope=scope), receive)
-            await self.app(scope, _replay(body, receive), send)
+            await self._work(scope, _replay(body, receive), receive, send, answered)
         except RequestRefusedError as refused:
             self.metrics.refused.labels(refused.code).inc()
             await error_response(*describe(refused))(scope, receive, send)
@@ -83,6 +85,22 @@ class RequestMiddleware:
             if answered.status:
                 raise
             await error_response(*describe(error))(scope, receive, send)
+
+    async def _work(self, scope: Scope, replayed: Receive, receive: Receive, send: Send, answered: _Answered) -> None:
+        """Runs the app; ends it if the client leaves before the answer has begun. A stream notices by itself."""
+        work = asyncio.ensure_future(self.app(scope, replayed, send))
+        leaving = asyncio.ensure_future(_until_left(receive))
+        try:
+            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() or answered.status:
+                await work
+            else:
+                answered.status = CLIENT_LEFT
+        finally:
+            leaving.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait({work})
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         bound = self.limits.body_bytes
@@ -142,6 +160,11 @@ def _watch(send: Send, request_id: str, answered: _Answered) -> Send:
         await send(message)
 
     return watched
+
+
+async def _until_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

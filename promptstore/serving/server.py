@@ -24,6 +24,7 @@ from promptstore.runtime.scheduler import Scheduler
 from promptstore.runtime.spill import DiskSpill
 from promptstore.serving.access import Access, ApiKey, digest_key, read_keys
 from promptstore.serving.app import create_app
+from promptstore.serving.connections import patient_protocol
 from promptstore.serving.context import Lifecycle, ServerContext
 from promptstore.serving.exporting import exporting_tracer
 from promptstore.serving.following import FollowedStore, Follower
@@ -67,6 +68,7 @@ def run(settings: Settings, options: ServerOptions) -> None:
         app = create_app(context, limits=options.body)
         config = uvicorn.Config(
             app,
+            http=patient_protocol(options.body.receive_s),
             log_config=None,
             access_log=False,
             server_header=False,

@@ -15,6 +15,7 @@ from promptstore.lm.frozen import FrozenModel
 from promptstore.objects.memory import MemoryObjectStore
 from promptstore.serving.access import ApiKey
 from promptstore.serving.app import create_app
+from promptstore.serving.connections import patient_protocol
 from promptstore.serving.context import ServerContext
 from promptstore.serving.middleware import BodyLimits
 from promptstore.serving.options import ServerOptions
@@ -116,7 +117,8 @@ def _abort(store: PromptStore, rollout: Rollout, why: str) -> object:
 @contextmanager
 def listening(context: ServerContext, *, body: BodyLimits | None = None) -> Iterator[str]:
     """The app of `context` on a free port of the loopback interface; gives its URL."""
-    config = uvicorn.Config(create_app(context, limits=body), port=0, log_config=None, access_log=False)
+    http = patient_protocol((body or BodyLimits()).receive_s)
+    config = uvicorn.Config(create_app(context, limits=body), http=http, port=0, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

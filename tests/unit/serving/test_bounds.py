@@ -5,7 +5,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -70,6 +70,61 @@ def test_a_body_that_arrives_too_slowly_is_given_up(bounded: LiveServer) -> None
     assert answer.startswith(b"HTTP/1.1 408")
 
 
+def test_a_connection_whose_headers_come_too_slowly_is_closed(bounded: LiveServer) -> None:
+    host, _, port = bounded.url.removeprefix("http://").partition(":")
+    for start in (b"", b"GET /healthz HTTP/1.1\r\nhost: "):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(start)
+            assert connection.recv(100) == b""
+
+
+def test_a_connection_that_is_kept_alive_outlasts_the_bound_on_headers(bounded: LiveServer) -> None:
+    with httpx.Client(base_url=bounded.url) as client:
+        for _ in range(2):
+            assert client.get("/healthz").status_code == 200
+            time.sleep(1.5 * SMALL.receive_s)
+
+
+def test_a_client_that_does_not_read_its_stream_holds_up_nobody(bounded: LiveServer) -> None:
+    body = json.dumps({"model": "answer", "prompt": "who ?", "max_tokens": 60, "stream": True, "logprobs": 20})
+    host, _, port = bounded.url.removeprefix("http://").partition(":")
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        connection.sendall(f"{head}content-type: application/json\r\n\r\n{body}".encode())
+        connection.recv(10)
+        _wait_until(lambda: bounded.context.scheduler.running == 0)
+        assert httpx.post(f"{bounded.url}/v1/classify", json=ASK, timeout=60).status_code == 200
+    _wait_until(lambda: _holds(bounded) == 0)
+
+
+def test_a_client_that_leaves_before_its_answer_costs_no_batch(bounded: LiveServer) -> None:
+    metrics, hold = bounded.context.metrics, threading.Event()
+    read = bounded.context.bank.counts.total()
+    bounded.context.scheduler.call(lambda: hold.wait(60))
+    body = {"model": "answer", "prompt": "who ?", "max_tokens": 400}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{bounded.url}/v1/completions", json=body, timeout=httpx.Timeout(60, read=0.3))
+    left = 'promptstore_http_requests_total{route="/v1/completions",status="499"} 1.0'
+    _wait_until(lambda: left in metrics.render().decode())
+    assert _holds(bounded) == 0
+    hold.set()
+    _wait_until(lambda: bounded.context.scheduler.queued == bounded.context.scheduler.running == 0)
+    assert bounded.context.bank.counts.total() == read
+
+
+def _holds(live: LiveServer) -> int:
+    return sum(entry.holds for entry in list(live.context.bank._entries.values()))
+
+
+def _wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_full_queue_answers_429_at_once_and_the_rest_is_answered(bounded: LiveServer) -> None:
     # The engine is held, so that what is sent piles up; then it goes on.
     hold = threading.Event()
@@ -103,14 +158,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_stream_frees_its_place(bounded:
         assert answer.status_code == 200
         next(answer.iter_lines())
 
-    def is_free() -> bool:
-        holds = sum(entry.holds for entry in bounded.context.bank._entries.values())
-        return bounded.context.scheduler.running == 0 and holds == 0
-
-    deadline = time.monotonic() + 10
-    while not is_free() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert is_free()
+    _wait_until(lambda: bounded.context.scheduler.running == 0 and _holds(bounded) == 0)
 
 
 def test_a_request_keeps_the_id_it_came_with_and_gets_one_otherwise(client: httpx.Client) -> None:
@@ -163,7 +211,7 @@ def test_metrics_count_requests_inputs_versions_and_refusals(bounded: LiveServer
 
 def test_inputs_that_a_full_queue_refuses_are_counted_for_their_task(model: FrozenModel) -> None:
     with live_server(store_of(model), model, ServerOptions(scheduler=SchedulerLimits(queued=2))) as live:
-        assert httpx.post(f"{live.url}/v1/classify", json={**ASK, "input": ["x"] * 3}).status_code == 429
+        assert httpx.post(f"{live.url}/v1/classify", json={**ASK, "input": ["x"] * 3}, timeout=60).status_code == 429
         text = httpx.get(f"{live.url}/metrics").text
     assert 'promptstore_inputs_total{outcome="refused",task="sentiment",version="1"} 3.0' in text
 
@@ -180,7 +228,7 @@ def test_what_goes_wrong_in_a_request_is_logged_under_its_id(model: FrozenModel)
     try:
         with live_server(store_of(model), model) as live:
             live.context.service.resolver = None  # type: ignore[assignment]
-            httpx.post(f"{live.url}/v1/classify", json=ASK, headers={"x-request-id": "broken-1"})
+            httpx.post(f"{live.url}/v1/classify", json=ASK, headers={"x-request-id": "broken-1"}, timeout=60)
     finally:
         logging.getLogger("promptstore").removeHandler(keeping)
     (failed,) = [line for line in map(json.loads, lines) if line["message"] == "request failed"]
@@ -196,7 +244,7 @@ def test_running_out_of_memory_is_a_503_that_may_be_repeated(model: FrozenModel)
             raise torch.OutOfMemoryError("no room")
 
         engine._engine._decoding.read = no_memory
-        answer = httpx.post(f"{live.url}/v1/classify", json=ASK)
+        answer = httpx.post(f"{live.url}/v1/classify", json=ASK, timeout=60)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
     assert answer.headers["retry-after"] == "1"
 
