@@ -1,7 +1,7 @@
 """Commands that serve prompts and ask a server."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,6 +24,9 @@ def serve(
     api_keys: Annotated[Path | None, typer.Option(help="TOML file of API keys and their scopes.")] = None,
     allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Serve others without keys.")] = False,
     drain_delay_s: Annotated[float, typer.Option("--drain-delay", help="Seconds to go on after SIGTERM.")] = 0.0,
+    engine: Annotated[Literal["own", "vllm"], typer.Option(help="What runs the model.")] = "own",
+    vllm_url: Annotated[str, typer.Option(help="Where vLLM listens, with --engine vllm.", metavar="URL")] = "",
+    vllm_model: Annotated[str, typer.Option(help="vLLM's id of the model, if its name does not say so.")] = "",
     as_json: AlwaysJsonOption = False,  # noqa: ARG001 - as in every command
 ) -> None:
     """Serve every prompt of a store over HTTP, following promotions live. Its page is at /."""
@@ -40,6 +43,9 @@ def serve(
         api_keys=api_keys,
         allow_anonymous=allow_anonymous,
         drain_delay_s=drain_delay_s,
+        engine=engine,
+        vllm_url=vllm_url,
+        vllm_model=vllm_model,
     )
     try:
         run(load_settings(store=store, model=model), options)

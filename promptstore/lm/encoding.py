@@ -6,7 +6,7 @@ from functools import cached_property
 
 from promptstore.core.task import TaskSpec
 from promptstore.errors import InvalidInputError
-from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.described_model import DescribedModel
 
 # Stands for a field's text where only the template around it matters.
 PLACEHOLDER = "x"
@@ -21,7 +21,7 @@ class TaskEncoder:
     reserved: positions of the model that inputs must leave free, for virtual tokens and the answer.
     """
 
-    def __init__(self, task: TaskSpec, model: FrozenModel, *, reserved: int = 0) -> None:
+    def __init__(self, task: TaskSpec, model: DescribedModel, *, reserved: int = 0) -> None:
         self.task = task
         self._tokenizer = model.tokenizer
         self._is_encoder_decoder = model.is_encoder_decoder

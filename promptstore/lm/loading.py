@@ -25,7 +25,7 @@ def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") 
     network = _load_network(files, placement)
     if not placement.is_loaded_in_place:
         network.to(placement.device)
-    tokenizer = _load_tokenizer(files)
+    tokenizer = load_tokenizer(files)
     fingerprint = BaseModelFingerprint(
         architecture=type(network).__name__,
         hidden_size=int(network.get_input_embeddings().weight.shape[1]),
@@ -40,7 +40,7 @@ def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") 
 def _load_network(files: ModelFiles, placement: Placement) -> Any:
     try:
         config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
-        _require_head(config)
+        require_head(config)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with bars_on_terminals_only():
             network, report = auto.from_pretrained(
@@ -71,7 +71,7 @@ def _load_network(files: ModelFiles, placement: Placement) -> Any:
     return network
 
 
-def _require_head(config: Any) -> None:
+def require_head(config: Any) -> None:
     """transformers would load a masked language model as a causal one, which it never was."""
     known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()}
     stored = config.architectures or ()
@@ -79,7 +79,12 @@ def _require_head(config: Any) -> None:
         raise ValueError(f"it was stored as {', '.join(stored)}")
 
 
-def _load_tokenizer(files: ModelFiles) -> Any:
+def load_tokenizer(files: ModelFiles) -> Any:
+    """The tokenizer in `files.folder`.
+
+    Raises:
+        InvalidInputError: there is none that transformers reads.
+    """
     try:
         return AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

@@ -10,8 +10,8 @@ from typing import Generic, Literal, Protocol, TypeVar
 import torch
 
 from promptstore.core.prompt import SoftPrompt
-from promptstore.lm.frozen import FrozenModel
-from promptstore.runtime.row import Decoding, PreparedPrompt
+from promptstore.lm.described_model import DescribedModel
+from promptstore.runtime.row import Preparation, PreparedPrompt
 from promptstore.runtime.spill import DiskSpill
 
 Tier = Literal["device", "host", "disk", "source"]
@@ -64,8 +64,8 @@ class PromptBank(Generic[Source]):
 
     def __init__(
         self,
-        model: FrozenModel,
-        decoding: Decoding,
+        model: DescribedModel,
+        decoding: Preparation,
         *,
         budgets: Budgets = Budgets(),
         spill: DiskSpill | None = None,

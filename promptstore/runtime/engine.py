@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptstore.errors import CorruptError
+from promptstore.lm.end_tokens import end_token_ids
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.bank import PromptBank
-from promptstore.runtime.job import Failed, Finished, Generated, GenerateJob, Job, Scored, ScoreJob
+from promptstore.runtime.job import Failed, Finished, Generated, GenerateJob, Job, Scored, ScoreJob, not_finite
 from promptstore.runtime.memory import divide_and_retry, free_memory, is_out_of_memory
 from promptstore.runtime.row import Decoding, Row
 from promptstore.runtime.sampling import ChosenToken, Sampler
@@ -45,7 +45,7 @@ class Engine:
         self._sequences: list[_Sequence] = []
         self._set_aside: list[_Sequence] = []
         self._room_rows = 0
-        self._end_ids = _end_ids(model)
+        self._end_ids = end_token_ids(model.tokenizer, getattr(model.network, "generation_config", None))
 
     @property
     def running(self) -> int:
@@ -90,7 +90,7 @@ class Engine:
         self._note_batch(jobs, len(jobs))
         for job, row in zip(jobs, logits, strict=True):
             is_finite = all(map(math.isfinite, row))
-            job.deliver(Scored(row, batch_rows=len(jobs)) if is_finite else Failed(_not_finite()))
+            job.deliver(Scored(row, batch_rows=len(jobs)) if is_finite else Failed(not_finite()))
 
     @torch.inference_mode()
     def _label_logits(self, states: Tensor, jobs: Sequence[ScoreJob]) -> list[tuple[float, ...]]:
@@ -135,7 +135,7 @@ class Engine:
             deliver = sequence.job.deliver
             if token is None or token.token_id in self._end_ids:
                 sequence.is_done = True
-                deliver(Failed(_not_finite()) if token is None else Finished(sequence.text.finish(), "stop"))
+                deliver(Failed(not_finite()) if token is None else Finished(sequence.text.finish(), "stop"))
                 continue
             sequence.token_ids.append(token.token_id)
             deliver(Generated(token, sequence.text.push(token.token_id)))
@@ -206,18 +206,3 @@ class Engine:
         for job in jobs:
             job.place = job.place or ready[job.digest][1]
         return [Row(ready[job.digest][0], job.input_ids) for job in jobs]
-
-
-def _not_finite() -> CorruptError:
-    return CorruptError(
-        "the model's scores are NaN or infinite: the prompt drives this dtype out of range; "
-        "serve in float32 or bfloat16, or tune the task again"
-    )
-
-
-def _end_ids(model: FrozenModel) -> frozenset[int]:
-    """The tokens that end an answer, by the tokenizer and by the model's generation settings."""
-    settings = getattr(model.network, "generation_config", None)
-    configured = getattr(settings, "eos_token_id", None)
-    found = [model.tokenizer.eos_token_id, *(configured if isinstance(configured, list | tuple) else [configured])]
-    return frozenset(int(token) for token in found if token is not None)

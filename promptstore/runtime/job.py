@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from promptstore.errors import CorruptError
 from promptstore.runtime.sampling import ChosenToken, Sampling
 
 FinishReason = Literal["stop", "length"]
@@ -11,10 +12,13 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The answer to a `ScoreJob`. logits: one per label, in the job's order."""
+    """The answer to a `ScoreJob`. logits: one per label, in the job's order, up to a term that they share.
+
+    batch_rows: inputs that were answered together; `None` where another server decides and does not say.
+    """
 
     logits: tuple[float, ...]
-    batch_rows: int
+    batch_rows: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +87,11 @@ class GenerateJob:
 
 
 Job = ScoreJob | GenerateJob
+
+
+def not_finite() -> CorruptError:
+    """Why a job whose scores are no numbers gets no answer."""
+    return CorruptError(
+        "the model's scores are NaN or infinite: the prompt drives this dtype out of range; "
+        "serve in float32 or bfloat16, or tune the task again"
+    )

@@ -53,11 +53,15 @@ class RunningRows(Protocol):
         """Drops every row but these, in this order."""
 
 
-class Decoding(Protocol):
-    """How rows of different prompts and lengths go through the model, correct in any batch."""
+class Preparation(Protocol):
+    """What a prompt is turned into once, before it is used."""
 
     def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...]) -> PreparedPrompt:
         """Makes a prompt ready. prompt: [P, H] on the model's device."""
+
+
+class Decoding(Preparation, Protocol):
+    """How rows of different prompts and lengths go through the model, correct in any batch."""
 
     def read(self, rows: Sequence[Row]) -> Tensor:
         """The states that the answers' first tokens are read from, [B, H]."""

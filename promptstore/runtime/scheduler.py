@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from promptstore.errors import NotServingError, OverloadedError
 from promptstore.runtime.job import Failed, GenerateJob, Job, ScoreJob
 from promptstore.runtime.queue import BatchLimits, JobQueue
+from promptstore.runtime.settling import settle
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -84,6 +85,10 @@ class Scheduler:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def problem(self) -> str | None:
+        return None if self.is_alive else "the engine's thread has ended"
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queues all of `jobs` or none.
@@ -187,7 +192,7 @@ class Scheduler:
         starts: Sequence[GenerateJob],
     ) -> None:
         if call is not None:
-            _settle(*call)
+            settle(*call)
         try:
             if scores:
                 self._engine.score(scores)
@@ -199,12 +204,3 @@ class Scheduler:
             taken: list[Job] = [*scores, *starts]
             for job in taken:
                 job.deliver(Failed(error))
-
-
-def _settle(work: Callable[[], Any], future: Future[Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(work())
-    except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the future
-        future.set_exception(error)

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
-from promptstore.runtime.scheduler import Scheduler
 from promptstore.serving.access import Access, Scope
 from promptstore.serving.bodies import TokenTexts
 from promptstore.serving.following import Follower
@@ -34,7 +34,7 @@ class ServerContext:
     service: Service
     follower: Follower
     bank: PromptBank[LoadedPrompt]
-    scheduler: Scheduler
+    scheduler: Answerer
     metrics: ServerMetrics
     access: Access
     decoding: str

@@ -7,8 +7,8 @@ from promptstore.core.manifest import Manifest
 from promptstore.core.prompt import SoftPrompt
 from promptstore.core.task import TaskSpec
 from promptstore.errors import InvalidInputError
+from promptstore.lm.described_model import DescribedModel
 from promptstore.lm.encoding import TaskEncoder
-from promptstore.lm.frozen import FrozenModel
 from promptstore.store.prompt_store import PulledPrompt
 
 Input = str | Mapping[str, str]
@@ -55,7 +55,7 @@ class LoadedPrompt:
         return value
 
 
-def load_prompt(pulled: PulledPrompt, model: FrozenModel) -> LoadedPrompt:
+def load_prompt(pulled: PulledPrompt, model: DescribedModel) -> LoadedPrompt:
     """What `pulled` means on `model`.
 
     Raises:

@@ -3,10 +3,13 @@
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
 
 from promptstore.errors import InvalidInputError
 from promptstore.runtime.bank import Budgets
 from promptstore.runtime.scheduler import SchedulerLimits
+from promptstore.runtime.vllm.answerer import VllmLimits
 from promptstore.serving.middleware import BodyLimits
 from promptstore.serving.service import ServiceLimits
 
@@ -22,6 +25,9 @@ class ServerOptions:
     takes requests, so that load balancers notice.
     may_abort_rollouts: a rollout that breaks its bounds is aborted in the store; otherwise by this replica alone.
     spill_bytes: of prepared prompts on local disk; 0 keeps none.
+    engine: `own` answers with a model in this process, `vllm` through the server at `vllm_url`.
+    vllm_model: vLLM's id of the model, where its name does not say that it is the gateway's; empty to find out.
+    vllm_timeout_s: bound on vLLM's silence, before an answer and between two parts of it.
     """
 
     host: str = "127.0.0.1"
@@ -36,17 +42,28 @@ class ServerOptions:
     drain_delay_s: float = 0.0
     may_abort_rollouts: bool = True
     spill_bytes: int = 4 << 30
+    engine: Literal["own", "vllm"] = "own"
+    vllm_url: str = ""
+    vllm_model: str = ""
+    vllm_timeout_s: float = 60.0
     budgets: Budgets = field(default_factory=Budgets)
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
     service: ServiceLimits = field(default_factory=ServiceLimits)
     body: BodyLimits = field(default_factory=BodyLimits)
+    vllm: VllmLimits = field(default_factory=VllmLimits)
 
     def check(self, *, has_keys: bool) -> None:
-        """Refuses to let strangers in by accident.
+        """Refuses to let strangers in by accident, and an engine without its address or an address without its engine.
 
         Raises:
-            InvalidInputError: an address that others reach, without keys and without `allow_anonymous`.
+            InvalidInputError: an address that others reach, without keys and without `allow_anonymous`; vLLM without
+                an http URL, or its URL for the own engine.
         """
+        if (self.engine == "vllm") != (urlsplit(self.vllm_url).scheme in {"http", "https"}):
+            raise InvalidInputError(
+                f"engine {self.engine} with vLLM's URL {self.vllm_url!r}; "
+                "for vLLM give --engine vllm --vllm-url http://…, for the own engine neither"
+            )
         if not (has_keys or self.allow_anonymous or _is_loopback(self.host)):
             raise InvalidInputError(
                 f"{self.host} can be reached from other machines and no API keys are set; "

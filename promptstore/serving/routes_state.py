@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from promptstore.serving.context import Context, ServerContext, allow
+from promptstore.serving.failures import error_response
 from promptstore.serving.trials import Trial
 
 router = APIRouter(tags=["state"])
@@ -23,10 +24,10 @@ async def health(context: Context) -> JSONResponse:
 @router.get("/readyz")
 async def readiness(context: Context) -> JSONResponse:
     """200 while new requests are welcome. A store that cannot be reached is reported here and fails nothing."""
-    is_ready = context.scheduler.is_alive and not context.lifecycle.is_draining
-    return JSONResponse(
-        {"status": _status(context, is_ready=is_ready), **store_body(context)}, 200 if is_ready else 503
-    )
+    problem = "draining" if context.lifecycle.is_draining else context.scheduler.problem
+    status = problem or ("ready" if context.follower.status.problem is None else "ready, serving what was last known")
+    body = {"status": status, **store_body(context)}
+    return JSONResponse(body, 200) if problem is None else error_response(503, body)
 
 
 @router.get("/metrics", dependencies=[allow("admin")])
@@ -79,11 +80,3 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "agreement": trial.agreed / trial.compared if trial.compared else None,
         "is_given_up": trial.is_over,
     }
-
-
-def _status(context: ServerContext, *, is_ready: bool) -> str:
-    if context.lifecycle.is_draining:
-        return "draining"
-    if not is_ready:
-        return "the engine's thread has ended"
-    return "ready" if context.follower.status.problem is None else "ready, serving what was last known"

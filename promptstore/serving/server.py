@@ -10,22 +10,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
-from promptstore.lm.frozen import FrozenModel
-from promptstore.lm.source import open_model
+from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
-from promptstore.runtime.decoding import choose_decoding
-from promptstore.runtime.engine import Engine
-from promptstore.runtime.scheduler import Scheduler
-from promptstore.runtime.spill import DiskSpill
 from promptstore.serving.access import Access, ApiKey, digest_key, read_keys
 from promptstore.serving.app import create_app
 from promptstore.serving.connections import patient_protocol
 from promptstore.serving.context import Lifecycle, ServerContext
+from promptstore.serving.engines import ServedEngine, open_engine
 from promptstore.serving.exporting import exporting_tracer
 from promptstore.serving.following import FollowedStore, Follower
 from promptstore.serving.loaded import LoadedPrompt, load_prompt
@@ -50,6 +45,7 @@ def run(settings: Settings, options: ServerOptions) -> None:
 
     Raises:
         InvalidInputError: options that do not fit, an unknown model source.
+        IncompatibleModelError: vLLM is to answer and serves another model, or takes no prompt embeddings.
         NotFoundError: there is no store. StoreUnavailableError: it cannot be reached at the start.
         OSError: the port is taken, or the address is not of this machine.
     """
@@ -58,12 +54,11 @@ def run(settings: Settings, options: ServerOptions) -> None:
     listener = _listen(options.host, options.port)
     _log_to_stderr()
     store = open_prompt_store(settings, create=False)
-    model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
-    spill = settings.cache_dir / "prepared"
+    engine = open_engine(settings, options)
     abort = partial(_abort, store) if options.may_abort_rollouts else None
     with (
         exporting_tracer(settings.otlp_endpoint) as tracer,
-        serving(store, model, options, keys=keys, spill_folder=spill, abort=abort, tracer=tracer) as context,
+        serving(store, engine, options, keys=keys, abort=abort, tracer=tracer) as context,
     ):
         app = create_app(context, limits=options.body)
         config = uvicorn.Config(
@@ -76,33 +71,28 @@ def run(settings: Settings, options: ServerOptions) -> None:
             timeout_graceful_shutdown=int(options.drain_s),
             timeout_keep_alive=30,
         )
-        logger.info("serving %s at http://%s:%d", model.fingerprint.name, options.host, options.port)
+        logger.info("serving %s at http://%s:%d", engine.model.fingerprint.name, options.host, options.port)
         DrainingServer(config, context.lifecycle, delay_s=options.drain_delay_s).run(sockets=[listener])
 
 
 @contextmanager
 def serving(
     store: FollowedStore,
-    model: FrozenModel,
+    engine: ServedEngine,
     options: ServerOptions,
     *,
     keys: list[ApiKey] | None = None,
-    spill_folder: Path | None = None,
     abort: Callable[[Rollout, str], object] | None = None,
     tracer: Tracer | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[ServerContext]:
     """A context whose engine and follower run until the `with` block ends; then it answers what it has.
 
+    engine: not started yet; its end is this function's.
     clock: monotonic seconds, for staleness.
     abort: writes to the store that a rollout broke its bounds; `None` for a server that may only read.
     """
-    decoding, reason = choose_decoding(model)
-    logger.info("%s: %s", model.fingerprint.architecture, reason)
-    has_spill = spill_folder is not None and options.spill_bytes > 0
-    spill = DiskSpill(spill_folder, model, budget_bytes=options.spill_bytes) if has_spill and spill_folder else None
-    bank: PromptBank[LoadedPrompt] = PromptBank(model, decoding, budgets=options.budgets, spill=spill)
-    scheduler = Scheduler(Engine(model, bank, decoding), options.scheduler)
+    model, bank, scheduler = engine.model, engine.bank, engine.answerer
     follower = Follower(
         store,
         bank,
@@ -136,7 +126,7 @@ def serving(
             scheduler=scheduler,
             metrics=metrics,
             access=access,
-            decoding=reason,
+            decoding=engine.decoding,
             staleness_bound_s=options.staleness_bound_s,
         )
     finally:
@@ -146,7 +136,7 @@ def serving(
         scheduler.close()
 
 
-def _prepare(scheduler: Scheduler, bank: PromptBank[LoadedPrompt], digest: str) -> Future[object]:
+def _prepare(scheduler: Answerer, bank: PromptBank[LoadedPrompt], digest: str) -> Future[object]:
     """Puts a held prompt on the device between two batches; waits for none if it is there already."""
     if bank.tier(digest) == "device":
         ready: Future[object] = Future()

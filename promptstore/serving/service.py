@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from promptstore.errors import InvalidInputError, PromptStoreError
-from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.described_model import DescribedModel
+from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.job import Finished, FinishReason, Generated, GenerateJob, Job, ScoreJob
 from promptstore.runtime.sampling import ChosenToken, Sampling
-from promptstore.runtime.scheduler import Scheduler
 from promptstore.serving.delivery import Delivery
 from promptstore.serving.loaded import Input
 from promptstore.serving.metrics import ServerMetrics
@@ -82,9 +82,9 @@ class Encoded:
 class Service:
     """Answers requests; safe to use from many coroutines of one loop."""
 
-    model: FrozenModel
+    model: DescribedModel
     resolver: Resolver
-    scheduler: Scheduler
+    scheduler: Answerer
     metrics: ServerMetrics
     judge: TrialJudge
     shadow: Shadow
@@ -98,7 +98,7 @@ class Service:
 
         Raises:
             InvalidInputError: a ref of a generation task, fields that the template lacks, too much at once.
-            OverloadedError, NotServingError: as `Scheduler.submit`. Others as `Resolver.holding`.
+            OverloadedError, NotServingError: as `Answerer.submit`. Others as `Resolver.holding`.
         """
         async with contextlib.AsyncExitStack() as stack:
             targets = [(ref, await stack.enter_async_context(self.resolver.holding(ref, caller))) for ref in refs]
@@ -152,7 +152,7 @@ class Service:
         """The answer piece by piece. Closing the iterator early frees its place in the batch.
 
         Raises:
-            OverloadedError, NotServingError: as `Scheduler.submit`, before the first piece.
+            OverloadedError, NotServingError: as `Answerer.submit`, before the first piece.
         """
         delivery = Delivery()
         job = GenerateJob(target.version.digest, encoded.ids, sampling, delivery.deliver)

@@ -4,9 +4,9 @@ import logging
 import time
 
 from promptstore.errors import NotServingError, OverloadedError, PromptStoreError
+from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
 from promptstore.runtime.job import Event, Failed, Scored, ScoreJob
-from promptstore.runtime.scheduler import Scheduler
 from promptstore.serving.loaded import Input, LoadedPrompt
 from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.table import Target
@@ -23,7 +23,7 @@ class Shadow:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: Answerer,
         bank: PromptBank[LoadedPrompt],
         judge: TrialJudge,
         metrics: ServerMetrics,

@@ -1,22 +1,21 @@
 """A store with tiny tasks and a real server on a free port, for tests."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import uvicorn
-
 from promptstore.core.state import PromptVersion
 from promptstore.core.task import DataSource, Label, TaskSpec
 from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.input_layer import InputLayer
 from promptstore.objects.memory import MemoryObjectStore
 from promptstore.serving.access import ApiKey
 from promptstore.serving.app import create_app
 from promptstore.serving.connections import patient_protocol
 from promptstore.serving.context import ServerContext
+from promptstore.serving.engines import ServedEngine, own_engine, vllm_engine
 from promptstore.serving.middleware import BodyLimits
 from promptstore.serving.options import ServerOptions
 from promptstore.serving.server import serving
@@ -26,6 +25,7 @@ from promptstore.store.objects import ObjectStore
 from promptstore.store.prompt_store import PromptStore
 from promptstore.store.rollout import Rollout, abort_rollout
 from promptstore.testing.engine_rig import random_prompt
+from promptstore.testing.listening import listening
 
 DATA = DataSource(train="train.jsonl", validation="validation.jsonl")
 SENTIMENT = TaskSpec(
@@ -102,34 +102,36 @@ def live_server(
 ) -> Iterator[LiveServer]:
     """Serves until the block ends."""
     options = options or ServerOptions(poll_s=0.05)
+    engine = own_engine(model, options)
+    with _live(store, engine, options, keys=keys, body=body, tracer=tracer, clock=clock) as live:
+        yield live
+
+
+@contextmanager
+def live_gateway(store: PromptStore, layer: InputLayer, options: ServerOptions) -> Iterator[LiveServer]:
+    """The same in front of the vLLM server that `options` names."""
+    with _live(store, vllm_engine(layer, options), options) as live:
+        yield live
+
+
+@contextmanager
+def _live(
+    store: PromptStore,
+    engine: ServedEngine,
+    options: ServerOptions,
+    *,
+    keys: list[ApiKey] | None = None,
+    body: BodyLimits | None = None,
+    tracer: Tracer | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[LiveServer]:
     abort = partial(_abort, store)
     with (
-        serving(store, model, options, keys=keys, abort=abort, tracer=tracer, clock=clock) as context,
-        listening(context, body=body) as url,
+        serving(store, engine, options, keys=keys, abort=abort, tracer=tracer, clock=clock) as context,
+        listening(create_app(context, limits=body), http=patient_protocol((body or BodyLimits()).receive_s)) as url,
     ):
         yield LiveServer(url, context)
 
 
 def _abort(store: PromptStore, rollout: Rollout, why: str) -> object:
     return abort_rollout(store, rollout.task, rollout.alias, why=why, commit=rollout.commit)
-
-
-@contextmanager
-def listening(context: ServerContext, *, body: BodyLimits | None = None) -> Iterator[str]:
-    """The app of `context` on a free port of the loopback interface; gives its URL."""
-    http = patient_protocol((body or BodyLimits()).receive_s)
-    config = uvicorn.Config(create_app(context, limits=body), http=http, port=0, log_config=None, access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started:
-        if time.monotonic() > deadline or not thread.is_alive():
-            raise RuntimeError("the test server did not start")
-        time.sleep(0.005)
-    try:
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()

@@ -1,0 +1,1 @@
+"""Answers through a vLLM server: prompts go there as input embeddings."""
