@@ -7,7 +7,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 STAMP := .venv/.setup-$(shell cat pyproject.toml requirements.lock 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo up down stack test test-ceph test-fast check format bench bench-quality clean
+.PHONY: help setup demo up down stack test test-ceph test-vllm test-fast check format bench bench-vllm bench-quality clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,10 @@ test-ceph: $(STAMP) ## Check the store on a second S3 server, Ceph RGW
 	@infra/servers/install-ceph.sh
 	$(BIN)/python -m pytest -q -m ceph
 
+test-vllm: setup ## Check the gateway in front of a real vLLM on the CPU; the first time installs 3.5 GB
+	@infra/servers/install-vllm.sh
+	$(BIN)/python -m pytest -q -m vllm tests/contract/test_vllm.py
+
 test-fast: $(STAMP) ## Run the tests that need no server and no model
 	@$(BIN)/python -m pytest -q tests/unit
 
@@ -54,6 +58,10 @@ format: $(STAMP) ## Rewrite the code in the house style
 
 bench: setup ## Measure speed as ratios in one run; writes build/bench.json
 	@$(BIN)/python -m infra.bench speed
+
+bench-vllm: setup ## Measure serving against vLLM on the CPU, as ratios in one run; writes build/bench.json
+	@infra/servers/install-vllm.sh
+	$(BIN)/python -m infra.bench speed --only serving_vllm
 
 bench-quality: setup ## Measure accuracy against the peer; writes build/quality.json
 	@$(BIN)/python -m infra.bench quality

@@ -16,15 +16,18 @@ from promptstore.testing.servers import (
     seaweedfs_server,
 )
 
+# Tests with these marks run only where they are asked for: what they need takes minutes to install.
+LEFT_OUT = {"ceph": "Ceph RGW", "vllm": "vLLM (`make test-vllm`)"}
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "ceph: needs Ceph RGW; left out unless selected by `-m ceph`")
+    for name, needs in LEFT_OUT.items():
+        config.addinivalue_line("markers", f"{name}: needs {needs}; left out unless selected by `-m {name}`")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "ceph" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("ceph")]
+    unasked = [name for name in LEFT_OUT if name not in config.option.markexpr]
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra.bench.measurement import Measurement, report
 
-SPEED = ("store", "registry", "tuning", "serving", "orchestration", "fan_out")
+SPEED = ("store", "registry", "tuning", "serving", "serving_vllm", "orchestration", "fan_out")
 QUALITY = ("quality",)
 
 

@@ -1,0 +1,196 @@
+"""Serving against vLLM on the CPU: the same mixed traffic over fifty prompts, in bfloat16, prefix caching on.
+
+Server against server, over HTTP, from one client. vLLM gets `[prompt][input]` as embeddings that were made before the
+clock runs; our server gets the text. Both use every core and take turns. Both are warm: what they keep of a prompt is
+kept.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import torch
+from rich.console import Console
+
+from infra.bench.measurement import Measurement, measured
+from infra.bench.serving_engine import BUDGETS, PROMPTS, TASK, Traffic, bench_model
+from infra.bench.tuning_tasks import load_split
+from promptstore.core.task import TaskSpec
+from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.source import find_model
+from promptstore.runtime.sampling import Sampling
+from promptstore.runtime.vllm.wire import embeddings_text, generate_body, label_logprobs, score_body
+from promptstore.serving.options import ServerOptions
+from promptstore.serving.service import softmax
+from promptstore.settings import load_settings
+from promptstore.store.prompt_store import PromptStore
+from promptstore.testing.demo_model import DEMO_MODEL
+from promptstore.testing.served import LiveServer, live_server, new_store
+from promptstore.testing.servers.process import MissingServerError
+from promptstore.testing.servers.vllm import vllm_server
+
+COMMAND = "make bench-vllm"
+DTYPE = "bfloat16"
+TURNS = 3
+SCORED = 192
+GENERATED = 96
+NEW_TOKENS = 16
+AT_ONCE = 32
+COMPARED = 8
+LABELS, TEXT = "label scoring", f"{NEW_TOKENS}-token generation"
+TARGETS = {(100, LABELS): ">= 3", (20, LABELS): ">= 1.5", (100, TEXT): ">= 1", (20, TEXT): ">= 1"}
+WRITE = TaskSpec(name="write", kind="generation", template=TASK.template, data=TASK.data, max_target_tokens=NEW_TOKENS)
+Body = Mapping[str, Any]
+
+
+def measurements() -> list[Measurement]:
+    """Ratios of requests per second. About ten minutes on two quiet cores; nothing where vLLM is not installed."""
+    cores = len(os.sched_getaffinity(0))
+    files = find_model(DEMO_MODEL, cache_dir=load_settings().cache_dir)
+    try:
+        with vllm_server(files.folder, dtype=DTYPE, threads=cores, is_compiled=True) as url:
+            model = bench_model(DTYPE)
+            torch.set_num_threads(cores)
+            return [row for length in (100, 20) for row in _compare(model, url, length)]
+    except MissingServerError as error:
+        Console().print(f"serving_vllm is skipped: {error}")
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class _Arm:
+    """Requests to one server. done: what an answer counts, from its JSON: 1 a label, its tokens for a text."""
+
+    url: str
+    bodies: Sequence[Body]
+    done: Callable[[Any], int]
+
+    def rate(self, turn: int) -> tuple[int, float]:
+        """How much was answered in how many seconds."""
+        started = time.perf_counter()
+        answers = asyncio.run(_ask(self.url, self.bodies[turn::TURNS]))
+        return sum(map(self.done, answers)), time.perf_counter() - started
+
+
+def _compare(model: FrozenModel, url: str, num_virtual_tokens: int) -> list[Measurement]:
+    traffic = Traffic(model, num_virtual_tokens)
+    (served,) = httpx.get(f"{url}/v1/models").json()["data"]
+    name = f"serving, {DTYPE}, {num_virtual_tokens} virtual tokens, {PROMPTS} prompts mixed"
+    rows: list[Measurement] = []
+    with live_server(_store(traffic), model, ServerOptions(budgets=BUDGETS, poll_s=60)) as live:
+        embedded = [{"model": served["id"], **each} for each in _embedded(model, traffic)]
+        for kind, (theirs, ours) in (
+            (LABELS, _label_arms(url, live, traffic, embedded)),
+            (TEXT, _text_arms(url, live, traffic, embedded)),
+        ):
+            their_rate, our_rate = _rates(theirs, ours)
+            unit = "labels/s" if kind == LABELS else "tokens/s"
+            target = TARGETS[num_virtual_tokens, kind]
+            ratio = our_rate / their_rate
+            rows += [
+                measured(f"{name}, {kind}: vLLM", their_rate, unit, command=COMMAND),
+                measured(f"{name}, {kind}: ours", our_rate, unit, command=COMMAND),
+                measured(f"{name}, {kind}: ours / vLLM", ratio, "x", target=target, command=COMMAND),
+            ]
+    return rows
+
+
+def _store(traffic: Traffic) -> PromptStore:
+    store = new_store()
+    for task in (TASK, WRITE):
+        for prompt in traffic.prompts:
+            store.publish(prompt, task, reason="benchmark")
+    return store
+
+
+def _embedded(model: FrozenModel, traffic: Traffic) -> list[dict[str, str]]:
+    """Each request as vLLM takes it. The salt is the prompt's, as the gateway's is."""
+    prompts = [torch.tensor(prompt.embeddings).to(model.dtype) for prompt in traffic.prompts]
+    return [
+        {
+            "prompt_embeds": embeddings_text(prompts[number], model.embed(torch.tensor([ids]))[0]),
+            "cache_salt": f"prompt-{number}",
+        }
+        for number, ids in traffic.requests
+    ]
+
+
+def _label_arms(url: str, live: LiveServer, traffic: Traffic, embedded: Sequence[Body]) -> tuple[_Arm, _Arm]:
+    theirs = _Arm(f"{url}/v1/completions", [{**each, **score_body(traffic.labels)} for each in embedded], lambda _: 1)
+    ours = _Arm(
+        f"{live.url}/v1/classify",
+        [{"model": ref, "input": text} for ref, text in _refs(traffic, TASK)],
+        lambda _: 1,
+    )
+    _check_same_answers(theirs, ours, traffic)
+    return replace(theirs, bodies=theirs.bodies[:SCORED]), replace(ours, bodies=ours.bodies[:SCORED])
+
+
+def _text_arms(url: str, live: LiveServer, traffic: Traffic, embedded: Sequence[Body]) -> tuple[_Arm, _Arm]:
+    asked = {**generate_body(Sampling(NEW_TOKENS), frozenset()), "stream": False}
+    theirs = _Arm(
+        f"{url}/v1/completions",
+        [{**each, **asked} for each in embedded[:GENERATED]],
+        lambda answer: len(answer["choices"][0]["token_ids"]),
+    )
+    ours = _Arm(
+        f"{live.url}/v1/completions",
+        [{"model": ref, "prompt": text} for ref, text in _refs(traffic, WRITE)[:GENERATED]],
+        lambda answer: int(answer["usage"]["completion_tokens"]),
+    )
+    return theirs, ours
+
+
+def _refs(traffic: Traffic, task: TaskSpec) -> list[tuple[str, str]]:
+    texts = [row["text"] for row in load_split("sst2", "validation")]
+    return [
+        (f"{task.name}:{number + 1}", text)
+        for (number, _), text in zip(traffic.requests, texts[: len(traffic.requests)], strict=True)
+    ]
+
+
+def _rates(*arms: _Arm) -> list[float]:
+    """Answered per second by each arm, after one pass over everything to warm it. They take turns."""
+    counts, seconds = [0] * len(arms), [0.0] * len(arms)
+    for arm in arms:
+        for turn in range(TURNS):
+            arm.rate(turn)
+    for turn in range(TURNS):
+        for at, arm in enumerate(arms):
+            count, spent = arm.rate(turn)
+            counts[at] += count
+            seconds[at] += spent
+    return [count / spent for count, spent in zip(counts, seconds, strict=True)]
+
+
+def _check_same_answers(theirs: _Arm, ours: _Arm, traffic: Traffic) -> None:
+    """Both must do the same work: the same probabilities, but for bfloat16's rounding in two implementations."""
+    for (number, _), their_answer, our_answer in zip(
+        traffic.requests[:COMPARED],
+        asyncio.run(_ask(theirs.url, theirs.bodies[:COMPARED])),
+        asyncio.run(_ask(ours.url, ours.bodies[:COMPARED])),
+        strict=True,
+    ):
+        said = softmax(label_logprobs(their_answer, traffic.labels))
+        here = list(our_answer["results"][0]["probabilities"].values())
+        if any(abs(a - b) > 0.1 for a, b in zip(said, here, strict=True)):
+            raise RuntimeError(f"prompt {number}: vLLM says {said}, ours says {here}; the measurement is void")
+
+
+async def _ask(url: str, bodies: Sequence[Body]) -> list[Any]:
+    """Every answer, in order; `AT_ONCE` requests are out at any time."""
+    room = asyncio.Semaphore(AT_ONCE)
+    async with httpx.AsyncClient(timeout=600) as http:
+
+        async def one(body: Body) -> Any:
+            async with room:
+                answer = await http.post(url, json=dict(body))
+            if not answer.is_success:
+                raise RuntimeError(f"{url} answers {answer.status_code}: {answer.text[:300]}; the measurement is void")
+            return answer.json()
+
+        return list(await asyncio.gather(*(one(body) for body in bodies)))
