@@ -57,7 +57,8 @@ class InputLayer:
 def load_input_layer(files: ModelFiles, *, dtype: str = "auto") -> InputLayer:
     """Reads one tensor and the tokenizer of the model in `files.folder`. Takes about a second, and the table's bytes.
 
-    dtype: what prompts are sent in; `auto` is the stored one.
+    dtype: what prompts are sent in; `auto` is the stored one, which is also what vLLM computes in unless it is told
+    otherwise. Ask for float32 where it runs in float32: prompts are, and bfloat16 would round them.
 
     Raises:
         InvalidInputError: an encoder-decoder, no language model, or a dtype that no weights are computed in.

@@ -18,6 +18,10 @@ def _engine(context: ServerContext) -> Iterable[Metric]:
     scheduler, bank = context.scheduler, context.bank
     yield gauge("promptstore_queued_inputs", "Inputs that wait for the engine.", [((), scheduler.queued)])
     yield gauge("promptstore_running_answers", "Answers being generated.", [((), scheduler.running)])
+    is_available = float(scheduler.problem is None)
+    yield gauge(
+        "promptstore_engine_is_available", "0 while nothing can be answered: alert on it.", [((), is_available)]
+    )
     places = [((place,), float(size)) for place, size in bank.size_bytes.items()]
     yield gauge("promptstore_bank_bytes", "Prompts kept, by place.", places, ("place",))
     found = [((place,), float(count)) for place, count in list(bank.counts.items())]

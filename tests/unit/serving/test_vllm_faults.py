@@ -75,6 +75,7 @@ def test_while_vllm_is_away_requests_get_503_and_readiness_says_why(gateway: Liv
     unready = _wait_for_status(gateway, 503)
     refused = _classify(gateway)
     health = httpx.get(f"{gateway.url}/healthz")
+    metrics = httpx.get(f"{gateway.url}/metrics").text
     fake.start()
     _wait_for_status(gateway, 200)
 
@@ -82,6 +83,7 @@ def test_while_vllm_is_away_requests_get_503_and_readiness_says_why(gateway: Liv
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert refused.json()["error"]["code"] == "not_serving"
     assert refused.json()["error"]["type"] == "server_error"
+    assert "promptstore_engine_is_available 0.0" in metrics
     assert health.status_code == 200, "restarting the gateway would not help"
     assert _classify(gateway).status_code == 200
 
