@@ -3,7 +3,7 @@
     python -m flows tune --parameters FILE.json [--result FILE.json]
     python -m flows server --home FOLDER --port PORT
     python -m flows deploy [--file infra/prefect.yaml] [--tasks FOLDER] [--pool NAME] [--pool-type process]
-    python -m flows worker [--pool NAME]
+    python -m flows worker [--pool NAME] [--health-port PORT]
 
 Exit code 0 if it did what was asked, 1 if not (the last line on standard error says why), 2 for a usage error.
 """
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault(variable, value)
     try:
         if given.command == "worker":
-            start_worker(given.pool)
+            start_worker(given.pool, given.health_port)
         elif given.command == "deploy":
             apply_deployments(given)
         else:
@@ -102,10 +102,16 @@ def start_server(home: Path, port: int) -> NoReturn:
     os.execve(sys.executable, arguments, {**os.environ, **server_environment(home, port)})  # noqa: S606 - no shell wanted
 
 
-def start_worker(pool: str) -> NoReturn:
-    """Become a worker that runs what is scheduled for `pool`, as processes on this machine."""
+def start_worker(pool: str, health_port: int | None) -> NoReturn:
+    """Become a worker that runs what is scheduled for `pool`, as processes on this machine.
+
+    health_port: where `/health` tells whoever asks whether it still polls; `None` opens no port.
+    """
     require_prefect()
     arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    if health_port is not None:
+        os.environ |= {"PREFECT_WORKER_WEBSERVER_HOST": "0.0.0.0", "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}  # noqa: S104 - a container's probe comes from outside
+        arguments.append("--with-healthcheck")
     os.execv(sys.executable, arguments)  # noqa: S606 - no shell wanted
 
 
@@ -134,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     deploy.add_argument("--tasks", type=Path, default=Path("tasks"), metavar="FOLDER", help="with the task files")
     deploy.add_argument("--pool-type", default="process", help="of the pool, if it has to be made")
     worker = commands.add_parser("worker", help="run what is scheduled, as processes on this machine")
+    worker.add_argument("--health-port", type=int, metavar="PORT", help="answer /health there, to every address")
     for command in (deploy, worker):
         command.add_argument("--pool", default="promptstore", metavar="NAME", help="work pool")
     return parser

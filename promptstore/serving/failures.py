@@ -82,9 +82,10 @@ def install(app: FastAPI) -> None:
     """Makes every error of the app's routes answer in this form."""
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, RequestRefusedError):
-            request.app.state.context.metrics.refused.labels(error.code).inc()
-        return error_response(*describe(error))
+        status, body = describe(error)
+        if isinstance(error, RequestRefusedError | OverloadedError):
+            request.app.state.context.metrics.refused.labels(body["error"]["code"]).inc()
+        return error_response(status, body)
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert_validation = error if isinstance(error, RequestValidationError) else None

@@ -194,11 +194,13 @@ def test_metrics_count_requests_inputs_versions_and_refusals(bounded: LiveServer
     httpx.post(f"{bounded.url}/v1/classify", json=ASK)
     httpx.post(f"{bounded.url}/v1/completions", json={"model": "answer", "prompt": "x", "max_tokens": 3})
     httpx.post(f"{bounded.url}/v1/classify", content=b"x" * 20_000)
+    httpx.post(f"{bounded.url}/v1/classify", json={**ASK, "input": ["x"] * 9})
     text = httpx.get(f"{bounded.url}/metrics").text
     found = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
     assert found['promptstore_inputs_total{outcome="ok",task="sentiment",version="1"}'] >= 1
     assert found['promptstore_tokens_total{direction="written",task="answer"}'] >= 3
     assert found['promptstore_requests_refused_total{reason="body_too_large"}'] >= 1
+    assert found['promptstore_requests_refused_total{reason="overloaded"}'] >= 1
     assert found['promptstore_http_requests_total{route="/v1/classify",status="200"}'] >= 1
     assert found['promptstore_bank_lookups_total{place="device"}'] >= 1
     assert found["promptstore_queued_inputs"] == 0
