@@ -59,6 +59,11 @@ class TuneParameters(Parameters):
         default=None, description="spread the tasks over a Ray cluster instead of fitting them together here"
     )
 
+    @property
+    def names(self) -> str:
+        """The tasks, for the run's name: their files' folders are the same for every run."""
+        return ", ".join(Path(each).stem for each in self.tasks)
+
 
 class PromoteParameters(Parameters):
     """Move an alias to a version, if the version is good enough and nobody objects."""

@@ -13,7 +13,7 @@ from promptstore.tuning.job_result import JobResult
 from promptstore.wiring import open_prompt_store
 
 
-@flow(name="tune", flow_run_name="tune {parameters.tasks}")
+@flow(name="tune", flow_run_name="tune {parameters.names}")
 def tune(parameters: TuneParameters) -> JobResult:
     """Fit, judge, log and publish prompts for the named tasks. A repeated run publishes nothing twice."""
     job = parameters.job or str(flow_run.get_id())

@@ -42,7 +42,7 @@ def test_tune_publishes_says_so_on_prefects_page_and_repeats_without_effect(
     assert again.result["tasks"] == first.result["tasks"]
     assert {name: len(task.versions) for name, task in place.store().state.tasks.items()} == {"sst2": 1, "mood": 1}
     run = newest_runs(api, "tune")[0]
-    assert run["state_type"] == "COMPLETED"
+    assert (run["state_type"], run["name"]) == ("COMPLETED", "tune sst2, mood")
     table = json.loads(artifacts(api, run["id"])["tuned-prompts"])
     assert [row["version"] for row in table] == ["sst2:1", "mood:1"]
     assert connect(place.mlflow_uri).get_run(table[0]["MLflow run"]).data.tags["version"] == "sst2:1"
