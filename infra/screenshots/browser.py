@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,12 @@ class Browser:
         Raises:
             PromptStoreError: one of them does not appear.
         """
+
+        def is_shown(text: str) -> bool:
+            return text in self.driver.find_element(By.TAG_NAME, "body").text
+
         for text in texts:
-            self.wait(lambda text=text: text in self.driver.find_element(By.TAG_NAME, "body").text, f"text {text!r}")
+            self.wait(partial(is_shown, text), f"text {text!r}")
 
     def find(self, xpath: str) -> Any:
         """The first visible element, once there is one."""
