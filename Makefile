@@ -7,7 +7,10 @@ BIN := .venv/bin
 WORKERS ?= 2
 STAMP := .venv/.setup-$(shell cat pyproject.toml requirements.lock 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo up down stack test test-ceph test-vllm test-fast check format bench bench-vllm bench-quality clean
+# The GPU's tests and benchmark need torch, transformers, safetensors, numpy and pytest alone: any Python with these.
+GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON))
+
+.PHONY: help setup demo up down stack test test-ceph test-vllm test-fast test-gpu check format bench bench-vllm bench-quality bench-gpu clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +49,9 @@ test-vllm: setup ## Check the gateway in front of a real vLLM on the CPU; the fi
 test-fast: $(STAMP) ## Run the tests that need no server and no model
 	@$(BIN)/python -m pytest -q tests/unit
 
+test-gpu: ## Run the tests that a GPU decides, on the CPU where there is none; GPU_PYTHON=python3 needs no .venv
+	@$(GPU_PYTHON) -m pytest -q -c tests/gpu/pytest.ini tests/gpu
+
 check: $(STAMP) ## ruff, mypy strict, import-linter
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,6 +71,9 @@ bench-vllm: setup ## Measure serving against vLLM on the CPU, as ratios in one r
 
 bench-quality: setup ## Measure accuracy against the peer; writes build/quality.json
 	@$(BIN)/python -m infra.bench quality
+
+bench-gpu: ## Measure tuning on the GPU, or a tiny model on the CPU; writes build/bench-gpu.json
+	@$(GPU_PYTHON) -m infra.bench.tuning_gpu
 
 clean: ## Remove what setup, the demo and the stack made
 	@[ ! -d build/stack ] || [ ! -x $(BIN)/python ] || $(BIN)/python -m infra.stack down

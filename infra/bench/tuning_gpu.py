@@ -1,12 +1,14 @@
-"""Speed of fitting on a GPU, with random weights; needs torch, transformers, safetensors, numpy and peft alone.
+"""Speed of fitting on a GPU, with random weights; needs torch, transformers, safetensors and numpy alone.
 
     python -m infra.bench.tuning_gpu [--out FILE] [--profile]
 
-Against PEFT in a plain loop on the same model, rows, dtype and batch, and against the device's own rate of matrix
-products. Without a GPU the same runs on a tiny model, to show that the command works; its numbers mean nothing.
+Against PEFT in a plain loop on the same model, rows, dtype and batch, if it is installed, and against the device's own
+rate of matrix products. Without a GPU the same runs on a tiny model, to show that the command works; its numbers mean
+nothing.
 """
 
 import argparse
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PromptTuningConfig, TaskType, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from promptstore.core.fingerprint import BaseModelFingerprint
@@ -65,23 +66,26 @@ def measurements(*, profile: bool = False) -> Iterator[Row]:
     """All rows. About five minutes on an H200."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
+    has_peft = importlib.util.find_spec("peft") is not None
     peak = _matrix_rate(device)
     yield Row("bf16 matrix products of the device", peak / 1e12, "TFLOP/s")
     for size in ("135M", "1B") if on_gpu else ("tiny",):
         network = _network(size, device)
         model = _frozen(network)
+        peft = {tokens: _peft(size, device, tokens) for tokens in (20, 100)} if has_peft else {}
         for tokens in (20, 100):
             ours = _ours(model, prompts=1, tokens=tokens)
-            peft = _peft(size, device, tokens)
             name = f"{size}, {tokens} virtual tokens, batch {BATCH}"
             yield Row(f"{name}: ours", ours.examples_per_s, "examples/s")
-            yield Row(f"{name}: PEFT, plain loop", peft, "examples/s")
-            yield Row(f"{name}: ours / PEFT", ours.examples_per_s / peft, "x", ">= 2" if tokens == 100 else "")
+            if has_peft:
+                yield Row(f"{name}: PEFT, plain loop", peft[tokens], "examples/s")
+                target = ">= 2" if tokens == 100 else ""
+                yield Row(f"{name}: ours / PEFT", ours.examples_per_s / peft[tokens], "x", target)
         eight = _ours(model, prompts=8, tokens=100)
         yield Row(f"{size}, eight prompts together: ours", eight.examples_per_s, "examples/s")
-        yield Row(
-            f"{size}, eight prompts: wall clock together / PEFT one by one", peft / eight.examples_per_s, "x", "<= 0.25"
-        )
+        if has_peft:
+            ratio = peft[100] / eight.examples_per_s
+            yield Row(f"{size}, eight prompts: wall clock together / PEFT one by one", ratio, "x", "<= 0.25")
         yield Row(
             f"{size}, eight prompts: share of the matrix-product rate",
             _flops_per_position(network) * eight.tokens_per_s / peak,
@@ -117,6 +121,8 @@ def _ours(model: FrozenModel, *, prompts: int, tokens: int) -> Rate:
 
 def _peft(size: str, device: torch.device, tokens: int) -> float:
     """Examples per second of PEFT's model in a plain loop: right padding, AdamW, one host wait at the end."""
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+
     network = _network(size, device)
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=tokens)
     peft = get_peft_model(network, config).to(device)
