@@ -24,6 +24,7 @@ class TuneConfig:
     warmup_steps: steps in which the learning rate rises linearly from 0; part of `steps`.
     loss: of a classification, cross-entropy over its labels' first tokens ("labels") or all tokens ("vocabulary").
     clip_norm: bound of the norm of the prompt's gradient, 0 for none.
+    residual_width: of the hidden layer through which the prompt is fitted (`promptstore.tuning.residual`), 0 for none.
     evaluate_every: steps between validations; the best prompt seen is the result.
     patience: validations without a better result before the fit stops early, 0 for never.
     max_train_rows, max_validation_rows: at most so many rows, drawn by `seed`; 0 for all. Validation rows are those
@@ -44,6 +45,7 @@ class TuneConfig:
     loss: LossName = "labels"
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    residual_width: int = 0
     evaluate_every: int = 50
     patience: int = 0
     seed: int = 0
@@ -57,7 +59,15 @@ class TuneConfig:
             _require_choice(name, getattr(self, name), get_args(choices))
         for name in ("steps", "batch_size", "evaluate_every"):
             _require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("warmup_steps", "patience", "max_train_rows", "max_validation_rows", "weight_decay", "clip_norm"):
+        for name in (
+            "warmup_steps",
+            "patience",
+            "residual_width",
+            "max_train_rows",
+            "max_validation_rows",
+            "weight_decay",
+            "clip_norm",
+        ):
             _require(getattr(self, name) >= 0, name, "at least 0")
         _require(0 < self.learning_rate <= 1000, "learning_rate", "above 0 and at most 1000")
         _require(self.warmup_steps <= self.steps, "warmup_steps", "at most `steps`")

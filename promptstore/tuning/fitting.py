@@ -16,8 +16,9 @@ from promptstore.tuning.examples import Example
 from promptstore.tuning.fit_job import PreparedJob
 from promptstore.tuning.initialise import initialise
 from promptstore.tuning.metrics import LOWER_IS_BETTER, METRICS, Columns, main_metric
-from promptstore.tuning.optimiser import State, apply_step, clip, start_state
+from promptstore.tuning.optimiser import apply_step, clip, start_state
 from promptstore.tuning.passes import Group
+from promptstore.tuning.residual import RATE, fold, gradients, start_residual
 
 
 class Record(NamedTuple):
@@ -46,7 +47,8 @@ class Fitting:
         self.job = prepared.job
         self.config = prepared.job.config
         self.prompt = self._first_values(model).requires_grad_()
-        self.state: State = start_state(self.config.optimiser, self.prompt.detach())
+        self._tensors = self._parameters()
+        self._states = {name: start_state(self.config.optimiser, each) for name, each in self._tensors.items()}
         self.step = 0
         self.best_prompt = self.prompt.detach().clone()
         self.best = Best(step=0, value=-inf, loss=inf, looks_since=0)
@@ -108,10 +110,7 @@ class Fitting:
         self.step += 1
         gradient, norm = clip(self.prompt.grad, self.config.clip_norm)
         self._is_alive = self._is_alive & torch.isfinite(norm) & torch.isfinite(loss.to(norm.device))
-        with torch.no_grad():
-            before = self.prompt.clone()
-            apply_step(self.prompt, torch.where(self._is_alive, gradient, 0.0), self.state, self.config, self.step)
-            self.prompt.copy_(torch.where(self._is_alive, self.prompt, before))
+        self._move(torch.where(self._is_alive, gradient, 0.0))
         self.prompt.grad = None
         self.records.append(Record(self.step, loss, norm))
 
@@ -159,7 +158,7 @@ class Fitting:
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps besides `figures`."""
         kept = {"prompt": self.prompt.detach(), "best": self.best_prompt}
-        return {**kept, **{f"optimiser.{name}": tensor for name, tensor in self.state.items()}}
+        return {**kept, **self._inner_tensors()}
 
     def figures(self) -> dict[str, Any]:
         best = self.best
@@ -175,8 +174,8 @@ class Fitting:
         with torch.no_grad():
             self.prompt.copy_(tensors["prompt"])
             self.best_prompt.copy_(tensors["best"])
-            for name, tensor in self.state.items():
-                tensor.copy_(tensors[f"optimiser.{name}"])
+            for name, tensor in self._inner_tensors().items():
+                tensor.copy_(tensors[name])
         self.step, self.seconds, self.cause = int(figures["step"]), float(figures["seconds"]), figures["cause"]
         self.best = Best(*figures["best"])
 
@@ -184,6 +183,30 @@ class Fitting:
         if self.job.warm_start is not None:
             return torch.tensor(self.job.warm_start.embeddings, device=model.device)
         return initialise(model, self.job.task, self.config)
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """What the optimiser moves: the prompt itself, or what it is folded from."""
+        if self.config.residual_width == 0:
+            return {"prompt": self.prompt.detach()}
+        return start_residual(self.prompt, self.config.residual_width, self.config.seed)
+
+    @torch.no_grad()
+    def _move(self, gradient: Tensor) -> None:
+        is_folded = self.config.residual_width > 0
+        shares = gradients(self._tensors, gradient) if is_folded else {"prompt": gradient}
+        for name, tensor in self._tensors.items():
+            before = tensor.clone()
+            scale = RATE if name in ("down", "up") else 1.0
+            apply_step(tensor, shares[name], self._states[name], self.config, self.step, scale=scale)
+            tensor.copy_(torch.where(self._is_alive, tensor, before))
+        if is_folded:
+            self.prompt.copy_(fold(self._tensors))
+
+    def _inner_tensors(self) -> dict[str, Tensor]:
+        """By the name in a checkpoint: what only the optimiser sees."""
+        states = {f"{of}.{name}": each for of, state in self._states.items() for name, each in state.items()}
+        folded = {f"residual.{name}": each for name, each in self._tensors.items() if self.config.residual_width > 0}
+        return {**{f"optimiser.{name}": each for name, each in states.items()}, **folded}
 
     def _epoch(self, epoch: int) -> list[int]:
         if self._order is None or self._order[0] != epoch:

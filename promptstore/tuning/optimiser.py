@@ -32,9 +32,11 @@ def clip(gradient: Tensor, bound: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def apply_step(prompt: Tensor, gradient: Tensor, state: State, config: TuneConfig, step: int) -> None:
-    """Moves `prompt` and `state` in place. step: counted from 1. prompt, gradient: float32 [P, H]."""
-    rate = config.learning_rate_at(step)
+def apply_step(
+    prompt: Tensor, gradient: Tensor, state: State, config: TuneConfig, step: int, *, scale: float = 1.0
+) -> None:
+    """Moves `prompt` and `state` in place. step: counted from 1. prompt, gradient: float32 [P, H]. scale: of the rate."""
+    rate = scale * config.learning_rate_at(step)
     prompt.mul_(1.0 - rate * config.weight_decay)
     prompt.sub_(_DIRECTIONS[config.optimiser](gradient, state, step), alpha=rate)
 
