@@ -25,6 +25,7 @@ def tuning_table(result: JobResult) -> list[dict[str, Any]]:
             "task": each.task,
             "metric": each.metric,
             "untuned": _figure(each.untuned),
+            "text prompt": _figure(each.text_prompt),
             "tuned": _figure(each.tuned),
             "version": each.version or "none",
             "digest": (each.digest or "")[:12],

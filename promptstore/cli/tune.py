@@ -42,7 +42,7 @@ def tune(
         store=open_prompt_store(settings),
         overrides=_overrides(settings_of_fit or ()),
     )
-    columns = ("task", "untuned", "tuned", "version", "digest", "seconds", "failure")
+    columns = ("task", "untuned", "text_prompt", "tuned", "version", "digest", "seconds", "failure")
     emit([_row(each) for each in result.tasks], as_json=as_json, columns=columns)
     if result.failures:
         raise PromptStoreError("; ".join(result.failures))

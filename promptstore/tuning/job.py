@@ -27,10 +27,12 @@ from promptstore.tuning.job_plan import TaskPlan, WarmStart, plan_tasks, request
 from promptstore.tuning.job_progress import JobProgress, SilentProgress
 from promptstore.tuning.job_result import JobResult, TunedTask
 from promptstore.tuning.task_file import without_local_paths
+from promptstore.tuning.text_prompt import text_prompt
 
 log = logging.getLogger(__name__)
 
-UNTUNED = "untuned_"
+# What stands beside a version's own metrics, by the note of the job that holds it: the bare model, a written prompt.
+BASELINES = ("untuned", "text_prompt")
 # How many of a task's newest versions are searched for the work of a job whose folder was lost.
 MOST_SEARCHED = 20
 
@@ -109,7 +111,7 @@ class _Job:
                 )
             waiting = [plan for plan in self._plans.values() if self._folder.decision(plan.name) is None]
             if waiting:
-                self._judge_untuned(waiting)
+                self._judge_baselines(waiting)
                 self._fit(waiting)
             for name in self._plans.keys() - self._done.keys():
                 self._publish(name)
@@ -120,17 +122,21 @@ class _Job:
             raise
         return self._done
 
-    def _judge_untuned(self, plans: Sequence[TaskPlan]) -> None:
-        """How the bare model does, all tasks in one batch."""
-        missing = [plan for plan in plans if self._folder.note(plan.name, "untuned") is None]
+    def _judge_baselines(self, plans: Sequence[TaskPlan]) -> None:
+        """How the bare model does, and one that is told and shown what to do; all tasks in one batch."""
+        missing = [(plan, name) for name in BASELINES for plan in plans if self._folder.note(plan.name, name) is None]
         if not missing:
             return
-        for plan in missing:
-            self._tools.progress.say(plan.name, "untuned model")
-        found = evaluate_all(self._tools.model, [EvaluationCase(plan.task, None, plan.held_out) for plan in missing])
-        for plan, evaluation in zip(missing, found, strict=True):
-            self._logs[plan.name].evaluation("untuned", evaluation, step=0)
-            self._folder.write_note(plan.name, "untuned", _finite(evaluation.metrics))
+        for plan, name in missing:
+            self._tools.progress.say(plan.name, f"{name.replace('_', ' ')}: held-out rows")
+        model = self._tools.model
+        prompts = [None if name == "untuned" else text_prompt(model, plan.task, plan.train) for plan, name in missing]
+        cases = [
+            EvaluationCase(plan.task, prompt, plan.held_out) for (plan, _), prompt in zip(missing, prompts, strict=True)
+        ]
+        for (plan, name), evaluation in zip(missing, evaluate_all(model, cases), strict=True):
+            self._logs[plan.name].evaluation(name, evaluation, step=0)
+            self._folder.write_note(plan.name, name, _finite(evaluation.metrics))
 
     def _fit(self, plans: Sequence[TaskPlan]) -> None:
         jobs = [plan.fit_job() for plan in plans]
@@ -165,7 +171,11 @@ class _Job:
     def _decision(self, plan: TaskPlan, result: FitResult) -> Decision:
         tuned = evaluate(self._tools.model, plan.task, result.prompt, plan.held_out)
         self._logs[plan.name].evaluation("tuned", tuned, step=result.steps)
-        untuned = self._folder.note(plan.name, "untuned") or {}
+        beside = {
+            f"{baseline}_{name}": value
+            for baseline in BASELINES
+            for name, value in (self._folder.note(plan.name, baseline) or {}).items()
+        }
         provenance = Provenance(
             mlflow_run=self._logs[plan.name].run_id(),
             git_commit=self._tools.git_commit,
@@ -173,7 +183,7 @@ class _Job:
             data_digest=plan.data_digest,
             parent=plan.parent,
         )
-        metrics = {**_finite(tuned.metrics), **{f"{UNTUNED}{name}": value for name, value in untuned.items()}}
+        metrics = {**_finite(tuned.metrics), **beside}
         return Decision(encode_payload(result.prompt), provenance, metrics, tuned.metric, result.seconds)
 
     def _publish(self, name: str) -> None:
@@ -213,7 +223,8 @@ def _tuned_task(version: PromptVersion, decision: Decision, prompt: SoftPrompt) 
     return TunedTask(
         task=version.task,
         metric=decision.metric,
-        untuned=decision.metrics.get(f"{UNTUNED}{decision.metric}"),
+        untuned=decision.metrics.get(f"untuned_{decision.metric}"),
+        text_prompt=decision.metrics.get(f"text_prompt_{decision.metric}"),
         tuned=decision.metrics.get(decision.metric),
         version=str(version),
         digest=version.digest,

@@ -20,7 +20,8 @@ from promptstore.store.files import write_atomically
 class Decision:
     """What a job is about to publish, written down before it does: publishing it again names the same version.
 
-    payload: the prompt as it lies in the store. metrics: on held-out rows, the bare model's as `untuned_…`. metric: the
+    payload: the prompt as it lies in the store. metrics: on held-out rows, the baselines' as `untuned_…` and
+    `text_prompt_…`. metric: the
     task's own among them. seconds: of the fit.
     """
 

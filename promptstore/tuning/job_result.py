@@ -7,7 +7,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class TunedTask:
-    """One task of a job. untuned, tuned: the task's metric on held-out rows, without a prompt and with the new one.
+    """One task of a job. untuned, text_prompt, tuned: the task's metric on held-out rows, without a prompt, with an
+    instruction and examples in its place, and with the new one.
 
     mlflow_run: the run's id, `None` without MLflow. failure: why there is no version; the other tasks went on.
     """
@@ -15,6 +16,7 @@ class TunedTask:
     task: str
     metric: str = ""
     untuned: float | None = None
+    text_prompt: float | None = None
     tuned: float | None = None
     version: str | None = None
     digest: str | None = None

@@ -57,6 +57,7 @@ def test_mlflow_holds_settings_every_step_validations_and_both_judgements(told: 
     assert {8, 16, 24} <= set(steps(client, run.info.run_id, "validation/accuracy"))
     assert run.data.metrics["tuned/accuracy"] == pytest.approx(result.tasks[0].tuned)
     assert run.data.metrics["untuned/accuracy"] == pytest.approx(result.tasks[0].untuned)
+    assert run.data.metrics["text_prompt/accuracy"] == pytest.approx(result.tasks[0].text_prompt)
 
 
 def test_mlflow_holds_the_data_sets_by_their_digest(told: tuple[JobPlace, Any, Any]) -> None:
@@ -74,7 +75,8 @@ def test_mlflow_holds_the_published_bytes_and_the_figures(told: tuple[JobPlace, 
     best = Path(client.download_artifacts(run_id, "prompts/best.safetensors")).read_bytes()
     assert best == encode_payload(place.store().pull("sst2:1", for_model=None).prompt)
     figures = {each.path for each in client.list_artifacts(run_id, "figures")}
-    assert figures == {f"figures/{name}.png" for name in ("confusion_untuned", "confusion_tuned", "loss", "validation")}
+    names = ("confusion_untuned", "confusion_text_prompt", "confusion_tuned", "loss", "validation")
+    assert figures == {f"figures/{name}.png" for name in names}
 
 
 def test_run_and_manifest_name_each_other(told: tuple[JobPlace, Any, Any]) -> None:
