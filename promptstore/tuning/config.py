@@ -59,15 +59,8 @@ class TuneConfig:
             _require_choice(name, getattr(self, name), get_args(choices))
         for name in ("steps", "batch_size", "evaluate_every"):
             _require(getattr(self, name) >= 1, name, "at least 1")
-        for name in (
-            "warmup_steps",
-            "patience",
-            "residual_width",
-            "max_train_rows",
-            "max_validation_rows",
-            "weight_decay",
-            "clip_norm",
-        ):
+        counts = ("warmup_steps", "patience", "residual_width", "max_train_rows", "max_validation_rows")
+        for name in (*counts, "weight_decay", "clip_norm"):
             _require(getattr(self, name) >= 0, name, "at least 0")
         _require(0 < self.learning_rate <= 1000, "learning_rate", "above 0 and at most 1000")
         _require(self.warmup_steps <= self.steps, "warmup_steps", "at most `steps`")

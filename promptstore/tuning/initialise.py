@@ -19,8 +19,8 @@ def initialise(model: FrozenModel, task: TaskSpec, config: TuneConfig) -> Tensor
     """The prompt that a fit begins with: float32 [P, H] on the model's device, decided by `config.seed` alone.
 
     Raises:
-        InvalidInputError: the initialiser does not fit the task or model; `version:` is resolved by the caller, who
-            knows the store and gives the fit a warm start.
+        InvalidInputError: the initialiser does not fit the task or model; `version:` and `nearest` are resolved by the
+            caller, who knows the store and gives the fit a warm start.
         NotFoundError: there is no such file.
     """
     initialiser = parse_initialiser(config.initialise)
@@ -40,8 +40,8 @@ def initialise(model: FrozenModel, task: TaskSpec, config: TuneConfig) -> Tensor
             values = _text(model, initialiser.argument, shape[0])
         case "file":
             values = read_prompt_file(Path(initialiser.argument).expanduser(), shape)
-        case "version":
-            raise InvalidInputError(f"initialise = {config.initialise!r} needs a store: pull that version first")
+        case "version" | "nearest":
+            raise InvalidInputError(f"initialise = {config.initialise!r} needs a store: give the fit a warm start")
     return values.to(model.device)
 
 

@@ -18,6 +18,7 @@ from promptstore.tuning.fit_job import FitJob
 from promptstore.tuning.initialiser import parse_initialiser
 from promptstore.tuning.job_folder import JobFolder
 from promptstore.tuning.job_rows import split_validation
+from promptstore.tuning.nearest_stored import nearest_stored
 from promptstore.tuning.rows import Rows
 
 
@@ -90,24 +91,30 @@ def data_digest_of(train: Rows, validation: Rows) -> str:
 def with_warm_start(
     plan: TaskPlan, overrides: Mapping[str, Any], folder: JobFolder, store: PromptStore, model: FrozenModel
 ) -> TaskPlan:
-    """`plan` with the version it starts from, if its initialiser names one; the same one when the job is repeated.
+    """`plan` with the version it starts from, if its initialiser asks for one; the same one when the job is repeated.
 
     The prompt takes that version's length unless the settings ask for another.
 
     Raises:
-        NotFoundError: no such version. IncompatibleModelError: it belongs to another model.
+        NotFoundError: no such version, or nothing stored that could be nearest. IncompatibleModelError: it belongs to
+            another model.
     """
     initialiser = parse_initialiser(plan.config.initialise)
-    if initialiser.kind != "version":
+    if initialiser.kind not in ("version", "nearest"):
         return plan
-    ref = PromptRef.parse(initialiser.argument)
+    store.refresh()
+    wants_length = "num_virtual_tokens" in {**plan.task.tuning, **overrides}
     if (known := folder.note(plan.name, "parent")) is not None:
         ref = PromptRef(known["task"], digest=known["digest"])
-    store.refresh()
+    elif initialiser.kind == "version":
+        ref = PromptRef.parse(initialiser.argument)
+    else:
+        length = plan.config.num_virtual_tokens if wants_length else None
+        ref = nearest_stored(store, model, plan.task, plan.train, num_virtual_tokens=length)
     pulled = store.pull(ref, for_model=model.fingerprint)
     folder.write_note(plan.name, "parent", {"task": ref.task, "digest": pulled.version.digest})
     config = plan.config
-    if "num_virtual_tokens" not in {**plan.task.tuning, **overrides}:
+    if not wants_length:
         config = replace(config, num_virtual_tokens=pulled.prompt.num_virtual_tokens)
     return replace(plan, config=config, warm_start=pulled.prompt, parent=pulled.version.digest)
 

@@ -35,7 +35,7 @@ def clip(gradient: Tensor, bound: float) -> tuple[Tensor, Tensor]:
 def apply_step(
     prompt: Tensor, gradient: Tensor, state: State, config: TuneConfig, step: int, *, scale: float = 1.0
 ) -> None:
-    """Moves `prompt` and `state` in place. step: counted from 1. prompt, gradient: float32 [P, H]. scale: of the rate."""
+    """Moves `prompt` and `state` in place. step: counted from 1. prompt, gradient: float32 [P, H]. scale: of rates."""
     rate = scale * config.learning_rate_at(step)
     prompt.mul_(1.0 - rate * config.weight_decay)
     prompt.sub_(_DIRECTIONS[config.optimiser](gradient, state, step), alpha=rate)

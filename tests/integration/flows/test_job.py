@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from promptstore.core.operation import Operation
-from promptstore.errors import ConflictError, InvalidInputError, StoreUnavailableError
+from promptstore.errors import ConflictError, InvalidInputError, NotFoundError, StoreUnavailableError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.store.ledger import Ledger
 from promptstore.store.payload import encode_payload
@@ -234,3 +234,12 @@ def test_a_warm_start_names_its_parent_also_when_the_job_is_repeated(model: Froz
     (again,) = place.tune(model, task, job="second", **start).tasks
     assert again == second
     assert place.store().manifest(str(second.digest)).provenance.parent == first.digest
+
+
+def test_a_new_task_starts_from_the_stored_prompt_that_serves_it_best(model: FrozenModel, place: JobPlace) -> None:
+    new = place.task("reviews")
+    with pytest.raises(NotFoundError, match="'nearest' finds no prompt of another task"):
+        place.tune(model, new, job="too-early", initialise="nearest")
+    alike, _ = place.tune(model, place.task("sst2"), place.task("odd", is_mislabelled=True), job="first").tasks
+    (found,) = place.tune(model, new, job="second", initialise="nearest", learning_rate=0.01).tasks
+    assert place.store().manifest(str(found.digest)).provenance.parent == alike.digest

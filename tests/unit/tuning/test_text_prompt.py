@@ -33,10 +33,8 @@ def test_a_written_prompt_answers_as_its_text_before_the_input_does() -> None:
 def test_a_text_task_is_shown_three_solved_rows() -> None:
     model = tiny_llama()
     rows = echo_rows(8)
-    shown = model.tokenizer("".join(f"Text: {row['text']} Answer: {row['answer']}\n\n" for row in rows[:3]))[
-        "input_ids"
-    ]
-    assert text_prompt(model, ECHO, rows).num_virtual_tokens == len(shown)
+    shown = "".join(f"Text: {row['text']} Answer: {row['answer']}\n\n" for row in rows[:3])
+    assert text_prompt(model, ECHO, rows).num_virtual_tokens == len(model.tokenizer(shown)["input_ids"])
 
 
 def test_examples_that_do_not_fit_the_model_are_left_out() -> None:
