@@ -31,6 +31,11 @@ class Settings(BaseSettings):
     state_dir: Path = Field(
         default_factory=_user_data, description="last seen commits, cursors, keys; not safe to lose"
     )
+    checkpoints: str = Field(
+        default="",
+        description="object store URL for the checkpoints of fits, which then outlive the machine; "
+        "the job's folder in state_dir if empty",
+    )
     actor: str = Field(default="", description="who the log says made a change; the login name if empty")
     model: str = Field(
         default="asset:smollm2-135m", description="base model: hf:<repo>[@rev], a folder, a .gguf, asset:…"

@@ -3,8 +3,9 @@
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
+from promptstore.errors import StoreUnavailableError
 from promptstore.lm.frozen import FrozenModel
-from promptstore.tuning.events import CheckpointSaved, FitEvent, FitFinished, FitResult
+from promptstore.tuning.events import CheckpointSaved, FitEvent, FitFinished, FitResult, Notice
 from promptstore.tuning.fit_checkpoint import (
     CheckpointSlot,
     Saved,
@@ -41,6 +42,7 @@ class Crew:
         self._checkpoint = checkpoint
         self._save_every_s = save_every_s
         self._saved_at: float | None = None
+        self._has_failed = False
         self._identities = {} if checkpoint is None else {each.job.name: each.job.identity(model) for each in prepared}
         self._saved: Mapping[str, Saved] = {}
         if checkpoint is not None and (data := checkpoint.load()) is not None:
@@ -79,8 +81,16 @@ class Crew:
         if not is_urgent and self._saved_at is not None and now - self._saved_at < self._save_every_s:
             return
         kept = {name: each for name, each in self._saved.items() if self._is_still_waiting(name)}
-        self._checkpoint.save(encode_checkpoint(self.active, self.finished, self._identities, kept))
+        # Whether it can be saved or not, the next try waits its turn: a store that is away must not slow down the fit.
         self._saved_at = now
+        try:
+            self._checkpoint.save(encode_checkpoint(self.active, self.finished, self._identities, kept))
+        except StoreUnavailableError as error:
+            if not self._has_failed:
+                yield Notice(None, f"the checkpoint cannot be saved, and the fit goes on without: {error}")
+            self._has_failed = True
+            return
+        self._has_failed = False
         yield CheckpointSaved({each.name: each.step for each in self.active})
 
     def _is_still_waiting(self, name: str) -> bool:

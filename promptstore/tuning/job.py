@@ -20,7 +20,7 @@ from promptstore.tracking.port import RunStatus, Tracker
 from promptstore.tuning.evaluate import EvaluationCase, evaluate, evaluate_all
 from promptstore.tuning.events import FitFinished, FitResult, Notice, StepReport, ValidationReport
 from promptstore.tuning.fit import fit
-from promptstore.tuning.fit_checkpoint import FileSlot
+from promptstore.tuning.job_checkpoint import checkpoint_slot
 from promptstore.tuning.job_folder import Decision, JobFolder, job_folder
 from promptstore.tuning.job_log import PromptLog, tags_of
 from promptstore.tuning.job_plan import TaskPlan, WarmStart, plan_tasks, request_of, with_warm_start
@@ -132,7 +132,8 @@ class _Job:
         model = self._tools.model
         prompts = [None if name == "untuned" else text_prompt(model, plan.task, plan.train) for plan, name in missing]
         cases = [
-            EvaluationCase(plan.task, prompt, plan.held_out) for (plan, _), prompt in zip(missing, prompts, strict=True)
+            EvaluationCase(plan.task, prompt, plan.held_out)
+            for (plan, _), prompt in zip(missing, prompts, strict=True)
         ]
         for (plan, name), evaluation in zip(missing, evaluate_all(model, cases), strict=True):
             self._logs[plan.name].evaluation(name, evaluation, step=0)
@@ -140,7 +141,8 @@ class _Job:
 
     def _fit(self, plans: Sequence[TaskPlan]) -> None:
         jobs = [plan.fit_job() for plan in plans]
-        for event in fit(self._tools.model, jobs, checkpoint=FileSlot(self._folder.checkpoint)):
+        slot = checkpoint_slot(self._folder, self._job, self._tools.settings)
+        for event in fit(self._tools.model, jobs, checkpoint=slot):
             match event:
                 case Notice(task, message):
                     log.warning("%s: %s", task or self._job, message)

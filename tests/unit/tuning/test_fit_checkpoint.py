@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from promptstore.errors import CorruptError, InvalidInputError
+from promptstore.errors import CorruptError, InvalidInputError, StoreUnavailableError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.objects.memory import MemoryObjectStore
+from promptstore.settings import load_settings
 from promptstore.testing.tiny_models import tiny_llama
 from promptstore.testing.tuning_tasks import echo_job, sentiment_job, sentiment_rows
-from promptstore.tuning.events import FitEvent, FitFinished, StepReport, ValidationReport
+from promptstore.tuning.events import FitEvent, FitFinished, Notice, StepReport, ValidationReport
 from promptstore.tuning.fit import FitOptions, fit
 from promptstore.tuning.fit_checkpoint import CheckpointSlot, FileSlot, ObjectSlot
 from promptstore.tuning.fit_job import FitJob
+from promptstore.tuning.job_checkpoint import checkpoint_slot
+from promptstore.tuning.job_folder import job_folder
 
 OPTIONS = FitOptions(report_every=2, save_every_s=0, max_active=2)
 
@@ -106,6 +109,40 @@ def test_a_checkpoint_of_another_fit_is_refused(model: FrozenModel, other: FitJo
         fit(model, [other], checkpoint=slot)
     with pytest.raises(InvalidInputError, match="one: the checkpoint is of another fit"):
         fit(tiny_llama(seed=1), [sentiment_job()], checkpoint=slot)
+
+
+def test_a_store_that_is_away_for_a_while_costs_a_notice_and_no_fit(model: FrozenModel) -> None:
+    """Away for the second to fourth save: it is said once, and what was saved before is still there to go on from."""
+
+    class Away(ObjectSlot):
+        saves = 0
+
+        def save(self, data: bytes) -> None:
+            Away.saves += 1
+            if Away.saves in (2, 3, 4):
+                raise StoreUnavailableError("no answer from the store")
+            super().save(data)
+
+    slot = Away(MemoryObjectStore(), "fit")
+    events = list(fit(model, [sentiment_job()], options=OPTIONS, checkpoint=slot))
+    said = [event.message for event in events if isinstance(event, Notice)]
+    assert len(said) == 1
+    assert "goes on without: no answer from the store" in said[0]
+    assert facts(iter(events)) == facts(fit(model, [sentiment_job()], options=OPTIONS))
+    assert Away.saves > 5
+    assert [type(event) for event in fit(model, [sentiment_job()], checkpoint=slot)] == [FitFinished]
+
+
+def test_a_job_keeps_its_checkpoint_where_the_settings_say(model: FrozenModel, tmp_path: Path) -> None:
+    """Begun on one machine, finished on another that has nothing but the object store."""
+    settings = load_settings(state_dir=tmp_path, checkpoints=(tmp_path / "bucket").as_uri())
+    with job_folder(tmp_path / "here", "nightly") as here, job_folder(tmp_path / "there", "nightly") as there:
+        first, second = (checkpoint_slot(folder, "nightly", settings) for folder in (here, there))
+        before = facts(islice(fit(model, jobs(), options=OPTIONS, checkpoint=first), 20))
+        after = facts(fit(model, jobs(), options=OPTIONS, checkpoint=second))
+        assert before | after == facts(fit(model, jobs(), options=OPTIONS))
+        assert ("step", "second", 1) not in after
+        assert checkpoint_slot(here, "nightly", load_settings(checkpoints="")) == FileSlot(here.checkpoint)
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
