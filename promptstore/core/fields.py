@@ -20,6 +20,10 @@ class Fields:
         self._left: dict[str, Any] = dict(value)
         self._what = what
 
+    def has(self, name: str) -> bool:
+        """Whether the field is there and nobody has read it yet; for fields that may be left out."""
+        return name in self._left
+
     def text(self, name: str) -> str:
         return str(self._take(name, str))
 

@@ -10,6 +10,7 @@ from promptstore.core.name import check_name
 from promptstore.errors import InvalidInputError
 
 TaskKind = Literal["classification", "generation"]
+Placement = Literal["before", "after"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class TaskSpec:
     target_field: the column with the label's name (classification) or the text to generate (generation).
     max_input_tokens: longer inputs lose the end of their longest field, never template text.
     tuning: overrides of the fit's defaults, checked by `promptstore.tuning`.
+    placement: where the prompt stands, before the input or after it, next to the answer.
 
     Raises:
         InvalidInputError: names the field of the specification and what it should hold.
@@ -51,9 +53,14 @@ class TaskSpec:
     max_input_tokens: int = 256
     max_target_tokens: int = 16
     tuning: Mapping[str, Any] = field(default_factory=dict)
+    placement: Placement = "before"
 
     def __post_init__(self) -> None:
         check_name(self.name, "task name")
+        if self.placement not in get_args(Placement):
+            raise InvalidInputError(
+                f"task {self.name}: placement is {self.placement!r}, expected one of {get_args(Placement)}"
+            )
         if self.kind not in get_args(TaskKind):
             raise InvalidInputError(f"task {self.name}: kind is {self.kind!r}, expected one of {get_args(TaskKind)}")
         if not self.template_fields:
@@ -116,7 +123,9 @@ class TaskSpec:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """As a manifest has it. `placement` is written where it is not the usual one, which older readers refuse."""
+        placement = {} if self.placement == "before" else {"placement": self.placement}
+        return placement | {
             "name": self.name,
             "kind": self.kind,
             "template": self.template,
@@ -144,6 +153,7 @@ class TaskSpec:
             max_target_tokens=fields.integer("max_target_tokens", at_least=1),
             data=DataSource(train=data.text("train"), validation=data.text("validation")),
             tuning=fields.mapping("tuning"),
+            placement=cast("Placement", fields.text("placement")) if fields.has("placement") else "before",
         )
         data.done()
         fields.done()

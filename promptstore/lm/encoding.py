@@ -19,9 +19,17 @@ class TaskEncoder:
     where tokenizers expect them, and one is put between if neither side has white space.
 
     reserved: positions of the model that inputs must leave free, for virtual tokens and the answer.
+
+    Raises:
+        InvalidInputError: the prompt is to stand after the input, and the model has an encoder.
     """
 
     def __init__(self, task: TaskSpec, model: DescribedModel, *, reserved: int = 0) -> None:
+        if task.placement == "after" and model.is_encoder_decoder:
+            raise InvalidInputError(
+                f"task {task.name}: placement 'after' is for decoder-only models, {model.fingerprint.name} has an "
+                "encoder; use 'before'"
+            )
         self.task = task
         self._tokenizer = model.tokenizer
         self._is_encoder_decoder = model.is_encoder_decoder

@@ -73,14 +73,20 @@ class BatchCache:
     def rows(self) -> int:
         return len(self.starts)
 
-    def run(self, model: FrozenModel, inputs: Sequence[Sequence[int]]) -> Tensor:
+    def run(
+        self, model: FrozenModel, inputs: Sequence[Sequence[int]], suffixes: Sequence[Tensor | None] = ()
+    ) -> Tensor:
         """Appends each row's tokens and returns the hidden state after its last one, contiguous [R, H].
 
-        Shorter inputs are padded on the right; the padding's slots are left behind the rows' stops.
+        Shorter inputs are padded on the right; the padding's slots are left behind the rows' stops. suffixes: per row
+        embeddings [P, H] that follow its tokens; none if not given.
         """
         if any(stop != self.end for stop in self.stops):
             raise ValueError("only rows that stop at the end of the cache can be continued; align them first")
-        lengths = [len(ids) for ids in inputs]
+        suffixes = suffixes or [None] * self.rows
+        lengths = [
+            len(ids) + (0 if suffix is None else len(suffix)) for ids, suffix in zip(inputs, suffixes, strict=True)
+        ]
         width = max(lengths)
         self._make_room(width)
         left = min(self.starts)
@@ -88,10 +94,10 @@ class BatchCache:
         mask = torch.zeros((self.rows, self.end + width - left), dtype=torch.long)
         for row, (start, tokens) in enumerate(zip(self.starts, inputs, strict=True)):
             ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-            mask[row, start - left : self.end - left + len(tokens)] = 1
+            mask[row, start - left : self.end - left + lengths[row]] = 1
         positions = _row_positions([self.end - start for start in self.starts], lengths)
         outputs = model.network.base_model(
-            input_ids=ids.to(model.device),
+            **_with_suffixes(model, ids.to(model.device), inputs, suffixes),
             attention_mask=mask.to(model.device),
             past_key_values=self._as_transformers(left),
             use_cache=True,
@@ -161,6 +167,19 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys = self._key_buffer[:, :, self._left : self._end]
         self.values = self._value_buffer[:, :, self._left : self._end]
         return self.keys, self.values
+
+
+def _with_suffixes(
+    model: FrozenModel, ids: Tensor, inputs: Sequence[Sequence[int]], suffixes: Sequence[Tensor | None]
+) -> dict[str, Tensor]:
+    """What the network reads: token ids, or, where a row ends in a prompt, embeddings."""
+    if all(suffix is None for suffix in suffixes):
+        return {"input_ids": ids}
+    embedded = model.embed(ids)
+    for row, (tokens, suffix) in enumerate(zip(inputs, suffixes, strict=True)):
+        if suffix is not None:
+            embedded[row, len(tokens) : len(tokens) + len(suffix)] = suffix
+    return {"inputs_embeds": embedded}
 
 
 def _row_positions(before: Sequence[int], lengths: Sequence[int]) -> Tensor:

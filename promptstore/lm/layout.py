@@ -1,7 +1,8 @@
 """The one place where prompts [P, H] meet input tokens [T, H].
 
-Decoder-only: `[pad][prompt][tokens]`, so that the last position of every row is where the answer is, with positions
-counted from the mask. Padding between prompt and tokens, or positions counted over it, would move the logits.
+Decoder-only: `[pad][head][prompt][tokens]`, so that the last position of every row is where the answer is, with
+positions counted from the mask; there is a head where the prompt stands after the input (ADR 0033). Padding between
+prompt and tokens, or positions counted over it, would move the logits.
 Encoder-decoder: `[prompt][tokens][pad]` at the encoder's input, because some encoders count positions from the left
 edge and take no `position_ids`.
 """
@@ -29,38 +30,45 @@ class ModelBatch:
     position_ids: Tensor | None
 
 
-def lay_out(model: FrozenModel, prompts: Sequence[Tensor | None], inputs: Sequence[Sequence[int]]) -> ModelBatch:
+def lay_out(
+    model: FrozenModel,
+    prompts: Sequence[Tensor | None],
+    inputs: Sequence[Sequence[int]],
+    heads: Sequence[Sequence[int]] | None = None,
+) -> ModelBatch:
     """One batch of inputs, each behind its own prompt.
 
     prompts: per row [P_i, H] of any float dtype on the model's device, or `None` for the bare model; lengths may
-    differ. inputs: per row the token ids, at least one.
+    differ. inputs: per row the token ids behind the prompt. heads: per row those before it; none if not given. A row
+    has at least one token.
 
     Raises:
         InvalidInputError: no rows, a row without tokens, a prompt of another width, a row longer than the model.
     """
     lengths = [_num_virtual_tokens(prompt, model.hidden_size) for prompt in prompts]
-    _check(model, lengths, inputs)
-    width = max(length + len(ids) for length, ids in zip(lengths, inputs, strict=True))
-    starts = [
-        0 if model.is_encoder_decoder else width - length - len(ids)
-        for length, ids in zip(lengths, inputs, strict=True)
-    ]
-
+    heads = [()] * len(inputs) if heads is None else heads
+    tokens = [len(head) + len(ids) for head, ids in zip(heads, inputs, strict=True)]
+    _check(model, lengths, tokens)
+    width = max(length + count for length, count in zip(lengths, tokens, strict=True))
     ids_of_rows = torch.full((len(inputs), width), model.pad_token_id, dtype=torch.long)
     mask = torch.zeros((len(inputs), width), dtype=torch.long)
-    for row, (start, length, ids) in enumerate(zip(starts, lengths, inputs, strict=True)):
-        end = start + length + len(ids)
-        ids_of_rows[row, start + length : end] = torch.tensor(ids, dtype=torch.long)
-        mask[row, start:end] = 1
+    places = []
+    for row, (head, length, ids) in enumerate(zip(heads, lengths, inputs, strict=True)):
+        total = len(head) + length + len(ids)
+        start = 0 if model.is_encoder_decoder else width - total
+        places.append(start + len(head))
+        ids_of_rows[row, start : places[row]] = torch.tensor(head, dtype=torch.long)
+        ids_of_rows[row, places[row] + length : start + total] = torch.tensor(ids, dtype=torch.long)
+        mask[row, start : start + total] = 1
 
-    embedded = _insert(model.embed(ids_of_rows.to(model.device)), prompts, starts)
+    embedded = _insert(model.embed(ids_of_rows.to(model.device)), prompts, places)
     mask = mask.to(model.device)
     positions = None if model.is_encoder_decoder else (mask.cumsum(dim=1) - 1).clamp(min=0)
     return ModelBatch(embedded, mask, positions)
 
 
 def _insert(embedded: Tensor, prompts: Sequence[Tensor | None], starts: Sequence[int]) -> Tensor:
-    """`embedded` with each row's prompt written at its start. One scatter, so the backward pass is one gather."""
+    """`embedded` with each row's prompt written at its place. One scatter, so the backward pass is one gather."""
     present = [
         (row, start, prompt)
         for row, (start, prompt) in enumerate(zip(starts, prompts, strict=True))
@@ -84,14 +92,14 @@ def _num_virtual_tokens(prompt: Tensor | None, hidden_size: int) -> int:
     return int(prompt.shape[0])
 
 
-def _check(model: FrozenModel, lengths: Sequence[int], inputs: Sequence[Sequence[int]]) -> None:
-    if not inputs or len(lengths) != len(inputs):
-        raise InvalidInputError(f"a batch needs one prompt per input: {len(lengths)} prompts, {len(inputs)} inputs")
-    for row, (length, ids) in enumerate(zip(lengths, inputs, strict=True)):
-        if not ids:
+def _check(model: FrozenModel, lengths: Sequence[int], tokens: Sequence[int]) -> None:
+    if not tokens or len(lengths) != len(tokens):
+        raise InvalidInputError(f"a batch needs one prompt per input: {len(lengths)} prompts, {len(tokens)} inputs")
+    for row, (length, count) in enumerate(zip(lengths, tokens, strict=True)):
+        if count == 0:
             raise InvalidInputError(f"input {row} of the batch has no tokens")
-        if model.max_length is not None and length + len(ids) > model.max_length:
+        if model.max_length is not None and length + count > model.max_length:
             raise InvalidInputError(
-                f"input {row} of the batch has {length} virtual tokens and {len(ids)} tokens, the model has "
+                f"input {row} of the batch has {length} virtual tokens and {count} tokens, the model has "
                 f"{model.max_length} positions; lower the task's max_input_tokens"
             )

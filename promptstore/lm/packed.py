@@ -77,18 +77,24 @@ def disable_packing(model: FrozenModel) -> None:
 
 @torch.inference_mode()
 def run_packed(
-    model: FrozenModel, known: Sequence[KeysValues], inputs: Sequence[Sequence[int]]
+    model: FrozenModel,
+    known: Sequence[KeysValues],
+    inputs: Sequence[Sequence[int]],
+    suffixes: Sequence[Tensor | None] = (),
 ) -> tuple[PackedRows, Tensor]:
     """Runs each row's tokens behind what is known of its start; for a model with packing enabled.
 
-    Returns the rows and the hidden state after each one's last token, contiguous [R, H].
+    suffixes: per row embeddings [P, H] that follow its tokens; none if not given. Returns the rows and the hidden state
+    after each one's last token, contiguous [R, H].
     """
-    edges = list(pairwise(accumulate((len(ids) for ids in inputs), initial=0)))
+    suffixes = suffixes or [None] * len(inputs)
+    lengths = [len(ids) + (0 if each is None else len(each)) for ids, each in zip(inputs, suffixes, strict=True)]
+    edges = list(pairwise(accumulate(lengths, initial=0)))
     packed = PackedRows(known, edges)
-    positions = [torch.arange(row.length, row.length + len(ids)) for row, ids in zip(known, inputs, strict=True)]
+    positions = [torch.arange(row.length, row.length + length) for row, length in zip(known, lengths, strict=True)]
     extra = {"position_ids": torch.cat(positions)[None].to(model.device)} if model.takes_positions else {}
     outputs = model.network.base_model(
-        input_ids=torch.tensor([[token for ids in inputs for token in ids]], device=model.device),
+        **_read(model, inputs, suffixes),
         # Four dimensions: taken as it is, so that no mask is made; attention makes its own.
         attention_mask=torch.zeros((1, 1, 1, 1), device=model.device, dtype=model.dtype),
         use_cache=False,
@@ -97,6 +103,17 @@ def run_packed(
     )
     last = torch.tensor([stop - 1 for _, stop in edges], device=model.device)
     return packed, outputs.last_hidden_state[0, last].contiguous()
+
+
+def _read(model: FrozenModel, inputs: Sequence[Sequence[int]], suffixes: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """What the network reads: token ids, or, where a row ends in a prompt, embeddings."""
+    ids = torch.tensor([[token for ids in inputs for token in ids]], device=model.device)
+    if all(suffix is None for suffix in suffixes):
+        return {"input_ids": ids}
+    parts: list[Tensor] = []
+    for tokens, suffix in zip(torch.split(model.embed(ids)[0], [len(ids) for ids in inputs]), suffixes, strict=True):
+        parts += [tokens] if suffix is None else [tokens, suffix.to(tokens.dtype)]
+    return {"inputs_embeds": torch.cat(parts)[None]}
 
 
 def _attention(

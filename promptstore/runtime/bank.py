@@ -18,12 +18,17 @@ Tier = Literal["device", "host", "disk", "source"]
 
 
 class PromptSource(Protocol):
-    """A prompt as pulled. prefix_ids: tokens that every input of its task starts with; may be none."""
+    """A prompt as pulled. prefix_ids: tokens that every input of its task starts with; may be none.
+
+    is_after: the prompt stands after the input.
+    """
 
     @property
     def prompt(self) -> SoftPrompt: ...
     @property
     def prefix_ids(self) -> tuple[int, ...]: ...
+    @property
+    def is_after(self) -> bool: ...
 
 
 Source = TypeVar("Source", bound=PromptSource)
@@ -171,7 +176,7 @@ class PromptBank(Generic[Source]):
             return spilled, "disk"
         source = entry.source.result()
         embeddings = torch.tensor(source.prompt.embeddings, device=self._model.device)
-        return self._decoding.prepare(embeddings, source.prefix_ids), "computed"
+        return self._decoding.prepare(embeddings, source.prefix_ids, is_after=source.is_after), "computed"
 
     def _make_room(self, newest: str) -> None:
         """Moves what is over budget from the device to the host and from there to disk, `newest` excepted."""

@@ -17,9 +17,22 @@ class CachedDecoding:
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
 
-    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...]) -> PreparedPrompt:
-        found = compute_keys_values(self._model, prompt, prefix_ids)
-        return PreparedPrompt({"keys": found.keys, "values": found.values}, prefix_ids)
+    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...], *, is_after: bool = False) -> PreparedPrompt:
+        """A prompt that stands after the input has none of its own, only those of the template's start."""
+        if not is_after:
+            found = compute_keys_values(self._model, prompt, prefix_ids)
+            return PreparedPrompt({"keys": found.keys, "values": found.values}, prefix_ids)
+        # A pass needs a token; where the template has none in common, what it gives is cut away again.
+        found = compute_keys_values(self._model, prompt[:0], prefix_ids or (0,))
+        keys, values = (part[:, :, : len(prefix_ids)] for part in (found.keys, found.values))
+        return PreparedPrompt({"keys": keys, "values": values, "suffix": prompt.to(self._model.dtype)}, prefix_ids)
+
+    def suffix(self, row: Row) -> Tensor | None:
+        """The embeddings that stand between the input and the next token, where the prompt stands after the input."""
+        if row.suffix is None or not row.output_ids:
+            return row.suffix
+        output = torch.tensor([list(row.output_ids)], device=self._model.device)
+        return torch.cat([row.suffix, self._model.embed(output)[0]])
 
     def read(self, rows: Sequence[Row]) -> Tensor:
         return self.open_rows(rows)[1]
@@ -40,9 +53,12 @@ class CachedDecoding:
     def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
         """What can be asked for afterwards: all that is known of each row; and the states their answers begin with."""
         parts = [split(row) for row in rows]
-        inputs = [ids for _, ids in parts]
-        cache = aligned([known for known, _ in parts], room=max(map(len, inputs)))
-        states = cache.run(self._model, inputs)
+        inputs, suffixes = [ids for _, ids in parts], [self.suffix(row) for row in rows]
+        width = max(
+            len(ids) + (0 if suffix is None else len(suffix)) for ids, suffix in zip(inputs, suffixes, strict=True)
+        )
+        cache = aligned([known for known, _ in parts], room=width)
+        states = cache.run(self._model, inputs, suffixes)
         return lambda: [cache.slots(row) for row in range(cache.rows)], states
 
 
@@ -51,7 +67,8 @@ class PackedDecoding(CachedDecoding):
 
     def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
         parts = [split(row) for row in rows]
-        packed, states = run_packed(self._model, [known for known, _ in parts], [ids for _, ids in parts])
+        known, inputs = [known for known, _ in parts], [ids for _, ids in parts]
+        packed, states = run_packed(self._model, known, inputs, [self.suffix(row) for row in rows])
         return packed.whole, states
 
 
@@ -84,9 +101,12 @@ class _CachedRows:
 
 
 def split(row: Row) -> tuple[KeysValues, Sequence[int]]:
-    """What is known of a row's start, and the tokens left to compute: always at least one, to read the answer from."""
+    """What is known of a row's start, and the tokens left to compute: always at least one, to read the answer from.
+
+    Of a prompt after the input, the tokens before it: what follows is `CachedDecoding.suffix`.
+    """
     keys, values, prefix_ids = row.prompt.tensors["keys"], row.prompt.tensors["values"], row.prompt.prefix_ids
-    ids = [*row.input_ids, *row.output_ids]
+    ids = [*row.input_ids, *row.output_ids] if row.suffix is None else row.input_ids
     pairs = zip(prefix_ids, ids[:-1], strict=False)
     shared = next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
     if shared is None:

@@ -62,7 +62,10 @@ def _difference(model: FrozenModel, fast: Decoding, plain: Decoding) -> float:
     states: list[Tensor] = []
     for decoding in (fast, plain):
         ready: list[PreparedPrompt] = [decoding.prepare(prompt, (tokens[0],)) for prompt in prompts]
+        after = decoding.prepare(prompts[0], (tokens[0],), is_after=True)
         rows = decoding.start()
-        first = rows.join([Row(ready[0], tokens[:2]), Row(ready[1], tokens), Row(ready[1], tokens[1:4])])
-        states.append(torch.cat([first, rows.step([4, 5, 6])]).float())
+        first = rows.join(
+            [Row(ready[0], tokens[:2]), Row(ready[1], tokens), Row(after, tokens[:4]), Row(ready[1], tokens[1:4])]
+        )
+        states.append(torch.cat([first, rows.step([4, 5, 8, 6])]).float())
     return float((states[0] - states[1]).norm(dim=1).div(states[1].norm(dim=1)).max())

@@ -29,6 +29,7 @@ class Prediction:
 class _Source:
     prompt: SoftPrompt
     prefix_ids: tuple[int, ...] = ()
+    is_after: bool = False
 
 
 class Predictor:
@@ -42,7 +43,7 @@ class Predictor:
         prompt.fingerprint.require_match(model.fingerprint, f"the prompt for {task.name}")
         decoding, _ = choose_decoding(model)
         bank: PromptBank[_Source] = PromptBank(model, decoding)
-        bank.hold(DIGEST, lambda: _Source(prompt))
+        bank.hold(DIGEST, lambda: _Source(prompt, is_after=task.placement == "after"))
         self._engine = Engine(model, bank, decoding)
         self._task = task
         answer_tokens = 1 if task.kind == "classification" else task.max_target_tokens

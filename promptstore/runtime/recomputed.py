@@ -17,9 +17,9 @@ class RecomputedDecoding:
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
 
-    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...]) -> PreparedPrompt:
+    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...], *, is_after: bool = False) -> PreparedPrompt:
         del prefix_ids
-        return PreparedPrompt({"embeddings": prompt.to(self._model.dtype)})
+        return PreparedPrompt({"suffix" if is_after else "embeddings": prompt.to(self._model.dtype)})
 
     def read(self, rows: Sequence[Row]) -> Tensor:
         return self.states(rows, [row.output_ids for row in rows])
@@ -30,10 +30,14 @@ class RecomputedDecoding:
     @torch.inference_mode()
     def states(self, rows: Sequence[Row], outputs: Sequence[Sequence[int]]) -> Tensor:
         """The states after what each row has generated so far, [R, H]."""
-        prompts = [row.prompt.tensors["embeddings"] for row in rows]
+        prompts = [row.prompt.tensors["embeddings"] if row.suffix is None else row.suffix for row in rows]
         if not self._model.is_encoder_decoder:
-            inputs = [[*row.input_ids, *output] for row, output in zip(rows, outputs, strict=True)]
-            return answer_hidden(self._model, lay_out(self._model, prompts, inputs))
+            heads = [() if row.suffix is None else row.input_ids for row in rows]
+            inputs = [
+                [*row.input_ids, *output] if row.suffix is None else output
+                for row, output in zip(rows, outputs, strict=True)
+            ]
+            return answer_hidden(self._model, lay_out(self._model, prompts, inputs, heads))
         batch = lay_out(self._model, prompts, [row.input_ids for row in rows])
         width = 1 + max(map(len, outputs))
         decoder_ids = torch.full((len(rows), width), self._model.decoder_start_token_id, dtype=torch.long)

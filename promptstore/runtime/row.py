@@ -12,6 +12,7 @@ from torch import Tensor
 class PreparedPrompt:
     """What the model needs of a prompt: its keys and values, or its embeddings.
 
+    tensors: `suffix`, [P, H], is a prompt that stands after the input; the others belong before it.
     prefix_ids: tokens that every input of the task starts with and that the tensors already cover.
     """
 
@@ -27,14 +28,19 @@ class PreparedPrompt:
 
 
 class Row(NamedTuple):
-    """One input behind one prompt, on the model's device. input_ids: at least one token.
+    """One input and its prompt, on the model's device. input_ids: at least one token.
 
-    output_ids: what was generated behind it before, for an answer that goes on after it had to leave.
+    output_ids: what was generated for it before, for an answer that goes on after it had to leave.
     """
 
     prompt: PreparedPrompt
     input_ids: Sequence[int]
     output_ids: Sequence[int] = ()
+
+    @property
+    def suffix(self) -> Tensor | None:
+        """What stands between the input and the answer."""
+        return self.prompt.tensors.get("suffix")
 
 
 class RunningRows(Protocol):
@@ -56,8 +62,8 @@ class RunningRows(Protocol):
 class Preparation(Protocol):
     """What a prompt is turned into once, before it is used."""
 
-    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...]) -> PreparedPrompt:
-        """Makes a prompt ready. prompt: [P, H] on the model's device."""
+    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...], *, is_after: bool = False) -> PreparedPrompt:
+        """Makes a prompt ready, to stand before inputs or after them. prompt: [P, H] on the model's device."""
 
 
 class Decoding(Preparation, Protocol):

@@ -34,6 +34,10 @@ class LoadedPrompt:
     def task(self) -> TaskSpec:
         return self.manifest.task
 
+    @property
+    def is_after(self) -> bool:
+        return self.task.placement == "after"
+
     def row(self, value: Input) -> Mapping[str, str]:
         """The template's fields. A plain text stands for the only field.
 

@@ -31,8 +31,13 @@ def export_prompt(pulled: PulledPrompt, to: Path) -> Path:
     """Write a version in the form that the ending of `to` names; a path without one is a PEFT adapter folder.
 
     Raises:
-        InvalidInputError: another ending, or the place cannot be written.
+        InvalidInputError: another ending, the place cannot be written, or a PEFT adapter is asked for of a prompt that
+            stands after the input: PEFT would put it before.
     """
+    if to.suffix == "" and pulled.manifest.task.placement == "after":
+        raise InvalidInputError(
+            f"{pulled.version} stands after the input, and PEFT puts prompts before it; export a .bundle instead"
+        )
     try:
         match to.suffix:
             case ".npy":

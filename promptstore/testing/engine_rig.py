@@ -1,6 +1,6 @@
 """An engine without threads or HTTP, for tests: prompts by name in, whole answers out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +52,7 @@ class RigSource:
 
     prompt: SoftPrompt
     prefix_ids: tuple[int, ...] = ()
+    is_after: bool = False
 
 
 class EngineRig:
@@ -64,13 +65,14 @@ class EngineRig:
         prompts: Mapping[str, SoftPrompt],
         *,
         prefixes: Mapping[str, tuple[int, ...]] | None = None,
+        after: Collection[str] = (),
         budgets: Budgets | None = None,
         spill: DiskSpill | None = None,
     ) -> None:
         self.bank: PromptBank[RigSource] = PromptBank(model, decoding, budgets=budgets or Budgets(), spill=spill)
         self.engine = Engine(model, self.bank, decoding)
         for name, prompt in prompts.items():
-            source = RigSource(prompt, (prefixes or {}).get(name, ()))
+            source = RigSource(prompt, (prefixes or {}).get(name, ()), is_after=name in after)
             self.bank.hold(digest_of(name), lambda source=source: source)  # type: ignore[misc]
 
     def score(self, name: str, input_ids: Sequence[int], labels: Sequence[int]) -> tuple[ScoreJob, Answer]:

@@ -76,7 +76,13 @@ def _answered(
     """The final columns and what was said, row by row. A text is judged by what greedy decoding really gives."""
     if case.task.kind == "classification":
         return columns, tuple(case.task.labels[at].name for at in columns["predicted"])
-    texts = generate_texts(model, prompt, examples.examples, max_new_tokens=case.task.max_target_tokens)
+    texts = generate_texts(
+        model,
+        prompt,
+        examples.examples,
+        max_new_tokens=case.task.max_target_tokens,
+        is_prompt_after=examples.is_prompt_after,
+    )
     targets = [row[case.task.target_field] for row in case.rows]
     pairs = list(zip(texts, targets, strict=True))
     judged = {

@@ -32,12 +32,14 @@ class ExampleSet:
 
     prefix_ids: tokens that every example begins with, the template's opening as a rule; `Example.input_ids` has them
     too, and at least one more. label_token_ids: in label order, empty for generation. longest: rows as long as allowed.
+    is_prompt_after: the prompt stands after the input.
     """
 
     examples: tuple[Example, ...]
     prefix_ids: tuple[int, ...]
     label_token_ids: tuple[int, ...]
     longest: int
+    is_prompt_after: bool = False
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -65,7 +67,9 @@ def encode_rows(task: TaskSpec, model: FrozenModel, rows: Sequence[Row], *, num_
         else:
             examples.append(Example(input_ids, tuple(encoder.target_ids(target))))
     longest = sum(len(example.input_ids) >= encoder.max_input_tokens for example in examples)
-    return ExampleSet(tuple(examples), common_prefix(examples), answers, longest)
+    return ExampleSet(
+        tuple(examples), common_prefix(examples), answers, longest, is_prompt_after=task.placement == "after"
+    )
 
 
 def common_prefix(examples: Sequence[Example]) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ class Fitting:
 
     @property
     def group(self) -> Group:
-        return Group(self.prompt, self.prepared.train.prefix_ids)
+        return Group.of(self.prompt, self.prepared.train)
 
     @property
     def label_token_ids(self) -> Sequence[int]:

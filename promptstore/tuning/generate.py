@@ -7,14 +7,19 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from promptstore.lm.frozen import FrozenModel
-from promptstore.lm.layout import lay_out
+from promptstore.lm.layout import ModelBatch, lay_out
 from promptstore.tuning.examples import Example
 
 ROWS_AT_ONCE = 64
 
 
 def generate_texts(
-    model: FrozenModel, prompt: Tensor | None, examples: Sequence[Example], *, max_new_tokens: int
+    model: FrozenModel,
+    prompt: Tensor | None,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int,
+    is_prompt_after: bool = False,
 ) -> list[str]:
     """The likeliest continuation of each input, token by token, special tokens and outer white space removed.
 
@@ -24,15 +29,16 @@ def generate_texts(
     order = sorted(range(len(examples)), key=lambda at: len(examples[at].input_ids))
     for start in range(0, len(order), ROWS_AT_ONCE):
         chosen = order[start : start + ROWS_AT_ONCE]
-        ids = _generate(model, prompt, [examples[at].input_ids for at in chosen], max_new_tokens)
+        inputs: list[Sequence[int]] = [examples[at].input_ids for at in chosen]
+        tails, heads = ([()] * len(inputs), inputs) if is_prompt_after else (inputs, [()] * len(inputs))
+        ids = _generate(model, lay_out(model, [prompt] * len(inputs), tails, heads), max_new_tokens)
         for at, text in zip(chosen, model.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
             texts[at] = text.strip()
     return texts
 
 
 @torch.inference_mode()
-def _generate(model: FrozenModel, prompt: Tensor | None, inputs: Sequence[Sequence[int]], count: int) -> Tensor:
-    batch = lay_out(model, [prompt] * len(inputs), inputs)
+def _generate(model: FrozenModel, batch: ModelBatch, count: int) -> Tensor:
     settings = GenerationConfig(
         max_new_tokens=count,
         do_sample=False,

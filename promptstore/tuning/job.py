@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,9 @@ class _Job:
             self._tools.progress.say(plan.name, f"{name.replace('_', ' ')}: held-out rows")
         model = self._tools.model
         prompts = [None if name == "untuned" else text_prompt(model, plan.task, plan.train) for plan, name in missing]
+        # A written prompt stands before the input wherever the tuned one will.
         cases = [
-            EvaluationCase(plan.task, prompt, plan.held_out)
+            EvaluationCase(replace(plan.task, placement="before"), prompt, plan.held_out)
             for (plan, _), prompt in zip(missing, prompts, strict=True)
         ]
         for (plan, name), evaluation in zip(missing, evaluate_all(model, cases), strict=True):

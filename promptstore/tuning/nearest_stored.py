@@ -32,8 +32,10 @@ def nearest_stored(
     found: dict[str, PromptVersion] = {}
     for version in _candidates(store, task.name):
         manifest = store.manifest(version.digest)
-        fits_length = num_virtual_tokens in (None, manifest.payload.num_virtual_tokens)
-        if manifest.fingerprint.identity == model.fingerprint.identity and fits_length:
+        is_alike = manifest.task.placement == task.placement and (
+            num_virtual_tokens in (None, manifest.payload.num_virtual_tokens)
+        )
+        if manifest.fingerprint.identity == model.fingerprint.identity and is_alike:
             found[str(version)] = version
         if len(found) == MOST_TRIED:
             break

@@ -6,17 +6,15 @@ backward pass takes them to the prompt. The numbers are those of a padded batch,
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from promptstore.lm.frozen import FrozenModel
+from promptstore.tuning.after import AfterPass, BothPasses, KeptInputs
 from promptstore.tuning.examples import Example
-from promptstore.tuning.packed_attention import IMPLEMENTATION, Packing, attend
+from promptstore.tuning.packed_attention import Packing
+from promptstore.tuning.packed_rows import answer_states, packing_of, run_rows
 from promptstore.tuning.padded import PaddedPasses
 from promptstore.tuning.passes import Group, Item, OpenPass, Passes
 
@@ -34,8 +32,14 @@ class PackedPasses:
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
 
+        self._kept = KeptInputs(model)
+
     def open(self, groups: Sequence[Group]) -> OpenPass:
-        return _PackedPass(self._model, groups)
+        if not any(group.is_after for group in groups):
+            return _PackedPass(self._model, groups)
+        # Each way sees a bare model in place of the other's prompts, and none of its rows.
+        before = [Group(None) if group.is_after else group for group in groups]
+        return BothPasses(groups, _PackedPass(self._model, before), AfterPass(self._model, groups, self._kept))
 
 
 def choose_passes(model: FrozenModel) -> Passes:
@@ -68,14 +72,7 @@ class _PackedPass:
         embedded = self._model.embed(torch.tensor([[index for row in rows for index in row]]).to(self._model.device))
         lengths = [len(row) for row in rows]
         packing = self._packing(lengths, [item.group for item in items])
-        hidden = self._run(embedded, lengths, packing)
-        ends = accumulate(lengths)
-        answers = [
-            place
-            for item, end in zip(items, ends, strict=True)
-            for place in range(end - len(item.example.answer_ids), end)
-        ]
-        return hidden[0].index_select(0, torch.tensor(answers, device=hidden.device))
+        return answer_states(run_rows(self._model, embedded, lengths, packing), lengths, items)
 
     def close(self) -> None:
         pairs = [(computed, leaf.grad) for computed, leaf in self._shared if leaf.grad is not None]
@@ -87,7 +84,7 @@ class _PackedPass:
         parts = [part for group in self._groups for part in self._parts(group)]
         lengths = [group.length for group in self._groups]
         packing = self._packing(lengths, None)
-        self._run(torch.cat(parts)[None], lengths, packing)
+        run_rows(self._model, torch.cat(parts)[None], lengths, packing)
         self._keys = {layer: self._leaf(keys) for layer, keys in packing.kept_keys.items()}
         self._values = {layer: self._leaf(values) for layer, values in packing.kept_values.items()}
 
@@ -107,53 +104,17 @@ class _PackedPass:
 
     def _packing(self, lengths: Sequence[int], groups: Sequence[int] | None) -> Packing:
         """groups: of every row; `None` where the rows are the prefixes themselves."""
-        device = self._model.device
-        width = max(lengths)
-        slots = torch.cat([torch.arange(length) + row * width for row, length in enumerate(lengths)])
-        before = [0] * len(lengths) if groups is None else [self._groups[group].length for group in groups]
-        return Packing(
-            slots=slots.to(device),
-            rows=len(lengths),
-            width=width,
-            starts=torch.tensor(before, device=device),
-            groups=None if groups is None else torch.tensor(groups, device=device),
-            prefix_keys=self._keys,
-            prefix_values=self._values,
-        )
-
-    def _run(self, embedded: Tensor, lengths: Sequence[int], packing: Packing) -> Tensor:
-        within = torch.cat([torch.arange(length) for length in lengths]).to(self._model.device)
-        starts = packing.starts.repeat_interleave(torch.tensor(lengths, device=self._model.device))
-        with _attention(self._model.network):
-            outputs = self._model.network.base_model(
-                inputs_embeds=embedded,
-                position_ids=(within + starts)[None],
-                use_cache=False,
-                return_dict=True,
-                packing=packing,
-            )
-        hidden: Tensor = outputs.last_hidden_state
-        return hidden
-
-
-@contextmanager
-def _attention(network: Any) -> Iterator[None]:
-    AttentionInterface.register(IMPLEMENTATION, attend)
-    before = network.config._attn_implementation  # noqa: SLF001 - transformers has a setter and no getter
-    network.set_attn_implementation(IMPLEMENTATION)
-    try:
-        yield
-    finally:
-        network.set_attn_implementation(before)
+        starts = [0] * len(lengths) if groups is None else [self._groups[group].length for group in groups]
+        return packing_of(self._model, lengths, starts, groups, self._keys, self._values)
 
 
 @torch.no_grad()
 def _agree(model: FrozenModel, packed: Passes, padded: Passes) -> bool:
-    """Do both ways give the same states? Two prompts and the bare model, rows of several lengths."""
+    """Do both ways give the same states? Prompts before and after, the bare model, rows of several lengths."""
     ids = [3 + at % max(1, model.vocabulary_size - 4) for at in range(40)]
     prompts = [model.embed(torch.tensor([part], device=model.device))[0].float() for part in (ids[:3], ids[5:12])]
-    groups = [Group(prompts[0]), Group(prompts[1], tuple(ids[20:22])), Group(None)]
-    rows = [(0, ids[10:14]), (1, ids[20:31]), (2, ids[7:24]), (1, ids[20:23])]
+    groups = [Group(prompts[0]), Group(prompts[1], tuple(ids[20:22])), Group(None), Group(prompts[1], is_after=True)]
+    rows = [(0, ids[10:14]), (1, ids[20:31]), (3, ids[2:9]), (2, ids[7:24]), (1, ids[20:23]), (3, ids[8:9])]
     items = [Item(group, Example(tuple(row), (ids[0], ids[1]))) for group, row in rows]
     expected = padded.open(groups).states(items).float()
     try:

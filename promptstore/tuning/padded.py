@@ -32,7 +32,7 @@ class _PaddedPass:
         if self.model.is_encoder_decoder:
             hidden = self._decoder_states(items)
             return torch.cat([hidden[row, :count] for row, count in enumerate(answers)])
-        batch = self._laid_out([(item, item.example.tokens) for item in items])
+        batch = self._laid_out(items)
         hidden = final_hidden(
             self.model,
             inputs_embeds=batch.inputs_embeds,
@@ -44,7 +44,8 @@ class _PaddedPass:
     def close(self) -> None: ...
 
     def _decoder_states(self, items: Sequence[Item]) -> Tensor:
-        batch = self._laid_out([(item, item.example.input_ids) for item in items])
+        prompts = [self.groups[item.group].prompt for item in items]
+        batch = lay_out(self.model, prompts, [item.example.input_ids for item in items])
         start = self.model.decoder_start_token_id
         rows = [[start, *item.example.answer_ids[:-1]] for item in items]
         width = max(map(len, rows))
@@ -56,6 +57,12 @@ class _PaddedPass:
             decoder_ids=decoder_ids,
         )
 
-    def _laid_out(self, rows: Sequence[tuple[Item, Sequence[int]]]) -> ModelBatch:
-        prompts = [self.groups[item.group].prompt for item, _ in rows]
-        return lay_out(self.model, prompts, [tokens for _, tokens in rows])
+    def _laid_out(self, items: Sequence[Item]) -> ModelBatch:
+        """Decoder-only rows, the answer up to the token before its last behind everything else."""
+        prompts = [self.groups[item.group].prompt for item in items]
+        heads, tails = [], []
+        for item in items:
+            example, is_after = item.example, self.groups[item.group].is_after
+            heads.append(example.input_ids if is_after else ())
+            tails.append(example.answer_ids[:-1] if is_after else example.tokens)
+        return lay_out(self.model, prompts, tails, heads)

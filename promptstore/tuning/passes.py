@@ -6,15 +6,26 @@ from typing import Protocol
 
 from torch import Tensor
 
-from promptstore.tuning.examples import Example
+from promptstore.tuning.examples import Example, ExampleSet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """A prompt [P, H], or `None` for the bare model, and the tokens that every row behind it begins with."""
+    """A prompt [P, H], or `None` for the bare model, and the tokens that every row behind it begins with.
+
+    is_after: the prompt stands after each row's input; then no tokens are shared.
+    """
 
     prompt: Tensor | None
     prefix_ids: tuple[int, ...] = ()
+    is_after: bool = False
+
+    @classmethod
+    def of(cls, prompt: Tensor | None, examples: ExampleSet) -> "Group":
+        """The group of `examples` behind `prompt`. The bare model has nothing to place."""
+        if prompt is not None and examples.is_prompt_after:
+            return cls(prompt, is_after=True)
+        return cls(prompt, examples.prefix_ids)
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -23,6 +34,8 @@ class Group:
     @property
     def length(self) -> int:
         """Positions before the part of a row that is its own."""
+        if self.is_after:
+            return 0
         return self.num_virtual_tokens + len(self.prefix_ids)
 
 
@@ -38,7 +51,7 @@ class OpenPass(Protocol):
     """Groups whose rows can be run in as many parts as memory asks for."""
 
     def cost(self, item: Item) -> int:
-        """Positions that a row makes the model compute."""
+        """Positions that a row makes the model compute, or look at where they are kept from before."""
 
     def states(self, items: Sequence[Item]) -> Tensor:
         """Per answer token, row after row, the hidden state it is read from: contiguous [A, H]."""

@@ -30,8 +30,7 @@ def score(
     target, `target_tokens`, and `exact_match`, 1 where greedy decoding would give the target token by token.
     """
     groups = [
-        Group(None if prompt is None else prompt.detach(), each.prefix_ids)
-        for prompt, each in zip(prompts, sets, strict=True)
+        Group.of(None if prompt is None else prompt.detach(), each) for prompt, each in zip(prompts, sets, strict=True)
     ]
     items = [Item(at, example) for at, each in enumerate(sets) for example in each.examples]
     return budget.run(lambda tokens: _score(model, passes, groups, sets, items, tokens))

@@ -12,7 +12,7 @@ from promptstore.core.task import DataSource, Label, TaskKind, TaskSpec
 from promptstore.errors import InvalidInputError, NotFoundError
 
 DEFAULT_METRIC: Mapping[str, str] = {"classification": "accuracy", "generation": "exact_match"}
-TEXT_KEYS = ("name", "kind", "template", "target_field", "metric")
+TEXT_KEYS = ("name", "kind", "template", "target_field", "metric", "placement")
 NUMBER_KEYS = ("max_input_tokens", "max_target_tokens")
 TABLE_KEYS = ("labels", "data", "tuning")
 DATA_KEYS = ("train", "validation")
@@ -54,7 +54,7 @@ def parse_task(text: str, what: str, *, folder: Path | None = None) -> TaskSpec:
         "tuning": _table(values, "tuning", what),
         "metric": DEFAULT_METRIC.get(kind, ""),
     }
-    given |= {key: _text(values, key, what) for key in ("target_field", "metric") if key in values}
+    given |= {key: _text(values, key, what) for key in ("target_field", "metric", "placement") if key in values}
     given |= {key: _number(values, key, what) for key in NUMBER_KEYS if key in values}
     try:
         return TaskSpec(**given)

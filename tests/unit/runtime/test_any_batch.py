@@ -27,7 +27,8 @@ def model(request: pytest.FixtureRequest) -> FrozenModel:
 
 def _rig(model: FrozenModel, decoding: Decoding) -> EngineRig:
     prompts = {f"p{length}": random_prompt(model, length, seed=length) for length in (1, 3, 8, 20, 33)}
-    return EngineRig(model, decoding, prompts, prefixes={"p3": PREFIX, "p20": PREFIX})
+    after = () if model.is_encoder_decoder else ("p8", "p20")
+    return EngineRig(model, decoding, prompts, prefixes={"p3": PREFIX, "p20": PREFIX}, after=after)
 
 
 def _random_input(rng: random.Random) -> list[int]:
