@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …, balanced")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
+    recompute_activations: bool = Field(
+        default=False, description="fits keep less for the backward pass and take a third longer: for long inputs"
+    )
     s3_endpoint: str | None = Field(default=None, description="for S3-compatible servers; AWS if unset")
     s3_region: str | None = None
     s3_addressing: Literal["auto", "path", "virtual"] = "auto"

@@ -12,6 +12,7 @@ from promptstore.tuning.fit_checkpoint import CheckpointSlot
 from promptstore.tuning.fit_job import FitJob, prepare
 from promptstore.tuning.gradient import backward
 from promptstore.tuning.packed import choose_passes
+from promptstore.tuning.recompute import recomputed_layers
 from promptstore.tuning.reporting import Meter, memory_notice, step_reports, validation_reports
 from promptstore.tuning.token_budget import TokenBudget
 
@@ -22,13 +23,15 @@ class FitOptions:
 
     max_active: prompts fitted at a time; the others wait and join as places fall free. tokens_per_pass: positions
     computed at a time, `None` to choose by the device. report_every: steps between reports, each of which waits for the
-    device. save_every_s: seconds between checkpoints.
+    device. save_every_s: seconds between checkpoints. recompute_activations: keep less for the backward pass, where one
+    row's activations alone fill the device.
     """
 
     max_active: int = 64
     tokens_per_pass: int | None = None
     report_every: int = 10
     save_every_s: float = 20.0
+    recompute_activations: bool = False
 
     def __post_init__(self) -> None:
         if self.max_active < 1 or self.report_every < 1 or self.save_every_s < 0 or (self.tokens_per_pass or 1) < 1:
@@ -66,21 +69,22 @@ def fit(
         save_every_s=options.save_every_s,
     )
     budget = TokenBudget.of(model) if options.tokens_per_pass is None else TokenBudget(options.tokens_per_pass)
-    return _loop(model, crew, budget, Meter(model, clock), options.report_every)
+    return _loop(model, crew, budget, Meter(model, clock), options)
 
 
-def _loop(model: FrozenModel, crew: Crew, budget: TokenBudget, meter: Meter, report_every: int) -> Iterator[FitEvent]:
+def _loop(model: FrozenModel, crew: Crew, budget: TokenBudget, meter: Meter, options: FitOptions) -> Iterator[FitEvent]:
     passes = choose_passes(model)
     while crew.waiting or crew.active:
         yield from crew.admit()
         if not crew.active:
             continue
         meter.start()
-        step = backward(model, passes, budget, crew.active)
+        with recomputed_layers(model, is_on=options.recompute_activations):
+            step = backward(model, passes, budget, crew.active)
         for fitting, loss in zip(crew.active, step.losses.unbind(), strict=True):
             fitting.update(loss)
         meter.count(step)
-        if not any(fitting.is_report_due(report_every) for fitting in crew.active):
+        if not any(fitting.is_report_due(options.report_every) for fitting in crew.active):
             continue
         yield from memory_notice(budget)
         yield from step_reports(crew.active, meter)  # the only wait for the device

@@ -19,7 +19,7 @@ from promptstore.store.prompt_store import PromptStore
 from promptstore.tracking.port import RunStatus, Tracker
 from promptstore.tuning.evaluate import EvaluationCase, evaluate, evaluate_all
 from promptstore.tuning.events import FitFinished, FitResult, Notice, StepReport, ValidationReport
-from promptstore.tuning.fit import fit
+from promptstore.tuning.fit import FitOptions, fit
 from promptstore.tuning.job_checkpoint import checkpoint_slot
 from promptstore.tuning.job_folder import Decision, JobFolder, job_folder
 from promptstore.tuning.job_log import PromptLog, tags_of
@@ -143,7 +143,8 @@ class _Job:
     def _fit(self, plans: Sequence[TaskPlan]) -> None:
         jobs = [plan.fit_job() for plan in plans]
         slot = checkpoint_slot(self._folder, self._job, self._tools.settings)
-        for event in fit(self._tools.model, jobs, checkpoint=slot):
+        options = FitOptions(recompute_activations=self._tools.settings.recompute_activations)
+        for event in fit(self._tools.model, jobs, options=options, checkpoint=slot):
             match event:
                 case Notice(task, message):
                     log.warning("%s: %s", task or self._job, message)

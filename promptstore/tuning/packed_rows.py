@@ -42,7 +42,7 @@ def run_rows(model: FrozenModel, embedded: Tensor, lengths: Sequence[int], packi
     """Last hidden states [1, N, H] of rows end to end. embedded: [1, N, H]."""
     within = torch.cat([torch.arange(length) for length in lengths]).to(model.device)
     starts = packing.starts.repeat_interleave(torch.tensor(lengths, device=model.device))
-    with _attention(model.network):
+    with packed_attention(model.network):
         outputs = model.network.base_model(
             inputs_embeds=embedded,
             position_ids=(within + starts)[None],
@@ -65,9 +65,13 @@ def answer_states(hidden: Tensor, lengths: Sequence[int], items: Sequence[Item])
 
 
 @contextmanager
-def _attention(network: Any) -> Iterator[None]:
+def packed_attention(network: Any) -> Iterator[None]:
+    """The network's attention is ours within this block; blocks may be nested."""
     AttentionInterface.register(IMPLEMENTATION, attend)
     before = network.config._attn_implementation  # noqa: SLF001 - transformers has a setter and no getter
+    if before == IMPLEMENTATION:
+        yield
+        return
     network.set_attn_implementation(IMPLEMENTATION)
     try:
         yield
