@@ -35,6 +35,13 @@ def macro_f1(columns: Columns) -> float:
     return float(np.mean(scores))
 
 
+def first_label_f1(columns: Columns) -> float:
+    """Harmonic mean of precision and recall of the task's first label (GLUE's F1 of MRPC and QQP); 0 if never said."""
+    predicted, expected = columns["predicted"] == 0, columns["expected"] == 0
+    total = float(np.sum(predicted) + np.sum(expected))
+    return 2 * float(np.sum(predicted & expected)) / total if total else 0.0
+
+
 def matthews(columns: Columns) -> float:
     """Matthews' correlation in its form for any number of labels (CoLA's metric); 0 if either side is constant."""
     predicted, expected = columns["predicted"], columns["expected"]
@@ -60,6 +67,7 @@ METRICS: Mapping[TaskKind, Mapping[str, Metric]] = {
     "classification": {
         "accuracy": accuracy,
         "macro_f1": macro_f1,
+        "f1": first_label_f1,
         "matthews": matthews,
         "mrr": mean_of("reciprocal_rank"),
     },

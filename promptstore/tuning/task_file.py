@@ -148,7 +148,7 @@ Review: {text}
 Sentiment:"""
 
 target_field = "label"    # the column with the label
-metric = "accuracy"       # decides which step is best: accuracy or macro_f1
+metric = "accuracy"       # decides which step is best: accuracy, macro_f1, f1 of the first label, matthews or mrr
 max_input_tokens = 256    # longer inputs lose the end of their longest column, never template text
 
 # Label in the data = what the model says for it. What is said must begin with a different token for every label.

@@ -20,6 +20,13 @@ def test_macro_f1_is_what_scikit_learn_computes(pairs: list[tuple[int, int]]) ->
 
 
 @given(label_pairs)
+def test_f1_of_the_first_label_is_what_scikit_learn_computes(pairs: list[tuple[int, int]]) -> None:
+    predicted, expected = np.array(pairs).T
+    ours = METRICS["classification"]["f1"]({"predicted": predicted, "expected": expected})
+    assert ours == pytest.approx(f1_score(expected == 0, predicted == 0, zero_division=0))
+
+
+@given(label_pairs)
 def test_matthews_correlation_is_what_scikit_learn_computes(pairs: list[tuple[int, int]]) -> None:
     predicted, expected = np.array(pairs).T
     ours = METRICS["classification"]["matthews"]({"predicted": predicted, "expected": expected})
