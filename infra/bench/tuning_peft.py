@@ -33,10 +33,11 @@ class PeftSettings:
 
 @dataclass(frozen=True, slots=True)
 class PeftRun:
-    """prompt: float32 [P, H]. step_s: wall clock of each step; the first two are still warming up."""
+    """prompt: float32 [P, H]. step_s: wall clock of each step; the first two are still warming up. cpu_s: of all."""
 
     prompt: npt.NDArray[np.float32]
     step_s: tuple[float, ...]
+    cpu_s: float
 
     @property
     def steady_step_s(self) -> float:
@@ -68,7 +69,7 @@ def train_with_peft(
         )
         trainer.train()
     prompt = peft.get_prompt_embedding_to_save(adapter_name="default")
-    return PeftRun(prompt.detach().float().cpu().numpy(), tuple(clock.seconds))
+    return PeftRun(prompt.detach().float().cpu().numpy(), tuple(clock.seconds), clock.cpu_s)
 
 
 def _arguments(scratch: str, settings: PeftSettings, steps: int) -> TrainingArguments:
@@ -127,12 +128,14 @@ class _Collator:
 class _StepClock(TrainerCallback):  # type: ignore[misc]
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self._began = 0.0
+        self.cpu_s = 0.0
+        self._began = self._began_cpu = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._began = time.perf_counter()
+        self._began, self._began_cpu = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._began)
+        self.cpu_s += time.process_time() - self._began_cpu

@@ -1,0 +1,156 @@
+"""The fits behind the quality table: ours and PEFT's on the same model, rows, steps and batches."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import platformdirs
+
+from infra.bench.tuning_peft import PeftSettings, train_with_peft
+from infra.bench.tuning_tasks import TASKS, load_split
+from promptstore.core.prompt import SoftPrompt
+from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.source import find_model, open_model
+from promptstore.tuning.config import TuneConfig
+from promptstore.tuning.ensemble import combine
+from promptstore.tuning.evaluate import EvaluationCase, evaluate, evaluate_all
+from promptstore.tuning.events import FitFinished, FitResult, ValidationReport
+from promptstore.tuning.fit import fit
+from promptstore.tuning.fit_job import FitJob
+from promptstore.tuning.rows import Rows
+from promptstore.tuning.search import candidates, search, winner
+
+SOURCE = "asset:smollm2-135m"
+# Rows at the end of the training split that choose our best step; neither side trains on them.
+SELECTION_ROWS = 150
+LESTER_TASK = "trec6"
+LESTER_SEEDS = {"vocabulary": range(5)}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What both sides get of one task."""
+
+    steps: int
+    batch_size: int
+    eval_rows: int = 500
+
+
+BUDGETS = {
+    "sst2": Budget(100, 16),
+    "trec6": Budget(100, 16),
+    "ag_news": Budget(100, 16),
+    "boolq": Budget(60, 8, 300),
+}
+
+
+class QualityRuns:
+    """The model, and the files that the peer loads its own copy from. Every method gives one cell."""
+
+    def __init__(self) -> None:
+        cache = platformdirs.user_cache_path("promptstore")
+        self._folder = str(find_model(SOURCE, cache_dir=cache).folder)
+        self._model = open_model(SOURCE, cache_dir=cache)
+
+    def untuned(self, task: str) -> dict[str, Any]:
+        return {"accuracy": evaluate(self._model, TASKS[task], None, held_out(task)).value}
+
+    def ours(self, task: str, seeds: Sequence[int]) -> dict[str, Any]:
+        """Fitted together, by our defaults; the best step, and the last for comparison."""
+        jobs = [job(task, f"seed {seed}", seed=seed) for seed in seeds]
+        results = list(_fitted(self._model, jobs).values())
+        prompts = [result.prompt for result in results] + [result.last for result in results]
+        found = evaluate_all(self._model, [EvaluationCase(TASKS[task], each, held_out(task)) for each in prompts])
+        values = [each.value for each in found]
+        return {
+            "accuracy": values[: len(seeds)],
+            "last_accuracy": values[len(seeds) :],
+            "cpu_s": results[0].seconds,
+        }
+
+    def course(self, task: str) -> dict[str, Any]:
+        """Seed 0 alone: CPU seconds of fitting and accuracy on the held-out rows, ten times in all."""
+        budget = BUDGETS[task]
+        alone = replace(
+            job(task, "alone", evaluate_every=budget.steps // 10, max_validation_rows=0), validation=held_out(task)
+        )
+        values, seconds = [], 0.0
+        for event in fit(self._model, [alone], clock=time.process_time):
+            if isinstance(event, ValidationReport):
+                values.append((event.step, event.value))
+            elif isinstance(event, FitFinished):
+                seconds = event.result.seconds
+        return {"course": [(step / budget.steps * seconds, value) for step, value in values]}
+
+    def peft(self, task: str, seed: int) -> dict[str, Any]:
+        """PEFT's documented setting, its text naming the labels as in its guide's example."""
+        budget = BUDGETS[task]
+        labels = " or ".join(label.verbaliser for label in TASKS[task].labels)
+        settings = PeftSettings(
+            init_text=f"Classify if the text is {labels}:",
+            batch_size=budget.batch_size,
+            seed=seed,
+            dtype=self._model.dtype,
+        )
+        run = train_with_peft(self._folder, self._model, TASKS[task], train(task), settings, budget.steps)
+        prompt = SoftPrompt(run.prompt, self._model.fingerprint)
+        accuracy = evaluate(self._model, TASKS[task], prompt, held_out(task)).value
+        return {"accuracy": accuracy, "cpu_s": run.cpu_s, "wall_of_steps_s": sum(run.step_s)}
+
+    def search(self, task: str) -> dict[str, Any]:
+        found = search(self._model, candidates(job(task, "search")))
+        best = winner([event for event in found if isinstance(event, FitFinished)])
+        return {
+            "winner": best.job,
+            "accuracy": evaluate(self._model, TASKS[task], best.result.prompt, held_out(task)).value,
+        }
+
+    def lester(self) -> dict[str, Any]:
+        """Initialisers, lengths and an ensemble, all fitted together."""
+        kinds: dict[str, dict[str, Any]] = {
+            "labels": {"initialise": "labels"},
+            "vocabulary": {"initialise": "vocabulary"},
+            "uniform": {"initialise": "uniform"},
+            **{f"length {length}": {"num_virtual_tokens": length} for length in (1, 5, 100)},
+        }
+        seeds = {name: LESTER_SEEDS.get(name, range(3)) for name in kinds}
+        jobs = [
+            job(LESTER_TASK, f"{name}/{seed}", seed=seed, **settings)
+            for name, settings in kinds.items()
+            for seed in seeds[name]
+        ]
+        results = _fitted(self._model, jobs)
+        cases = [EvaluationCase(TASKS[LESTER_TASK], each.last, held_out(LESTER_TASK)) for each in results.values()]
+        found = dict(zip(results, evaluate_all(self._model, cases), strict=True))
+        ensemble = combine([found[f"vocabulary/{seed}"] for seed in seeds["vocabulary"]])
+        return {
+            "accuracy": {name: [found[f"{name}/{seed}"].value for seed in seeds[name]] for name in kinds},
+            "ensemble": ensemble.vote.value,
+            "ensemble_mean": ensemble.mean.value,
+            "ensemble_average": ensemble.average,
+            "ensemble_best": ensemble.best,
+        }
+
+
+def job(task: str, name: str, **settings: Any) -> FitJob:
+    """One fit of ours on the task's budget; `settings` go over the defaults."""
+    budget = BUDGETS[task]
+    config = {"steps": budget.steps, "batch_size": budget.batch_size, "evaluate_every": budget.steps // 4}
+    selection = load_split(task, "train")[-SELECTION_ROWS:]
+    return FitJob(name, TASKS[task], TuneConfig.from_mapping({**config, **settings}), train(task), selection)
+
+
+def train(task: str) -> Rows:
+    return load_split(task, "train")[:-SELECTION_ROWS]
+
+
+def held_out(task: str) -> Rows:
+    return load_split(task, "validation")[: BUDGETS[task].eval_rows]
+
+
+def _fitted(model: FrozenModel, jobs: Sequence[FitJob]) -> dict[str, FitResult]:
+    """Results by name, in the order of the jobs; their seconds are of CPU time."""
+    events = fit(model, jobs, clock=time.process_time)
+    found = {event.job: event.result for event in events if isinstance(event, FitFinished)}
+    return {each.name: found[each.name] for each in jobs}
