@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from promptstore.errors import StoreUnavailableError
 from promptstore.lm.frozen import FrozenModel
+from promptstore.tuning import ranks
 from promptstore.tuning.events import CheckpointSaved, FitEvent, FitFinished, FitResult, Notice
 from promptstore.tuning.fit_checkpoint import (
     CheckpointSlot,
@@ -84,7 +85,8 @@ class Crew:
         # Whether it can be saved or not, the next try waits its turn: a store that is away must not slow down the fit.
         self._saved_at = now
         try:
-            self._checkpoint.save(encode_checkpoint(self.active, self.finished, self._identities, kept))
+            if ranks.is_first():
+                self._checkpoint.save(encode_checkpoint(self.active, self.finished, self._identities, kept))
         except StoreUnavailableError as error:
             if not self._has_failed:
                 yield Notice(None, f"the checkpoint cannot be saved, and the fit goes on without: {error}")

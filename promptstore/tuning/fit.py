@@ -55,6 +55,9 @@ def fit(
     a `checkpoint`, a fit that was killed goes on where it was saved: later steps are reported again, with the same
     figures, and prompts that had finished are reported as finished. Bad input is refused before the first event.
 
+    Called by every process of a process group (`torchrun`), each with the model on its own device, the rows of each
+    step are shared out, and every process hears the same events; the first one alone writes the checkpoint.
+
     Raises:
         InvalidInputError: jobs, rows or settings that cannot be fitted; a checkpoint of another fit; while it runs, a
             single row that does not fit the device's memory.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from promptstore.lm.frozen import FrozenModel
+from promptstore.tuning import ranks
 from promptstore.tuning.answers import answer_losses
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fitting import Fitting
@@ -32,7 +33,13 @@ def backward(model: FrozenModel, passes: Passes, budget: TokenBudget, fittings: 
     rows = [fitting.next_rows() for fitting in fittings]
     items = [Item(at, example) for at, examples in enumerate(rows) for example in examples]
     weights = [1.0 / answers for answers in map(_answer_tokens, rows)]
-    return budget.run(lambda tokens: _backward(model, passes, fittings, items, weights, tokens))
+    own = [items[at] for at in ranks.own_share(len(items))]
+    step = budget.run(lambda tokens: _backward(model, passes, fittings, own, weights, tokens))
+    for fitting in fittings:
+        if fitting.prompt.grad is None:
+            fitting.prompt.grad = torch.zeros_like(fitting.prompt)
+    ranks.add_up([step.losses, *(fitting.prompt.grad for fitting in fittings if fitting.prompt.grad is not None)])
+    return StepGradients(step.losses, len(items), step.positions)
 
 
 def _backward(
@@ -50,7 +57,7 @@ def _backward(
     open_pass = passes.open(groups)
     device = model.head.weight.device
     losses = torch.zeros(len(fittings), device=device)
-    for part in split_by_cost(open_pass, items, tokens):
+    for part in split_by_cost(open_pass, items, tokens) if items else []:
         chosen = [items[at] for at in part]
         owners = torch.tensor([item.group for item in chosen], device=device)
         scale = torch.tensor([weights[item.group] for item in chosen], device=device)

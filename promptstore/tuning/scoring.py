@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from promptstore.lm.frozen import FrozenModel
+from promptstore.tuning import ranks
 from promptstore.tuning.answers import label_log_probabilities, token_log_probabilities
 from promptstore.tuning.examples import Example, ExampleSet
 from promptstore.tuning.metrics import Columns
@@ -33,7 +34,15 @@ def score(
         Group.of(None if prompt is None else prompt.detach(), each) for prompt, each in zip(prompts, sets, strict=True)
     ]
     items = [Item(at, example) for at, each in enumerate(sets) for example in each.examples]
-    return budget.run(lambda tokens: _score(model, passes, groups, sets, items, tokens))
+    own = ranks.own_share(len(items))
+    found = ranks.collect(budget.run(lambda tokens: _score(model, passes, groups, sets, items, own, tokens)))
+    columns = []
+    start = 0
+    for each in sets:
+        rows = np.stack([found[at] for at in range(start, start + len(each))])
+        columns.append(_label_columns(each.examples, rows) if each.label_token_ids else _target_columns(rows))
+        start += len(each)
+    return columns
 
 
 @torch.no_grad()
@@ -43,22 +52,18 @@ def _score(
     groups: Sequence[Group],
     sets: Sequence[ExampleSet],
     items: Sequence[Item],
+    own: Sequence[int],
     tokens: int,
-) -> list[Columns]:
+) -> dict[int, npt.NDArray[Any]]:
+    """What is read of the rows `own`, by their places among all."""
     open_pass = passes.open(groups)
-    found: list[npt.NDArray[Any] | None] = [None] * len(items)
-    for part in split_by_cost(open_pass, items, tokens):
-        chosen = [items[at] for at in part]
+    found: dict[int, npt.NDArray[Any]] = {}
+    for part in split_by_cost(open_pass, [items[at] for at in own], tokens) if own else []:
+        places = [own[at] for at in part]
+        chosen = [items[at] for at in places]
         states = open_pass.states(chosen).to(model.head.weight.device)
-        for at, values in zip(part, _read(model, sets, chosen, states), strict=True):
-            found[at] = values
-    columns = []
-    start = 0
-    for each in sets:
-        rows = np.stack([values for values in found[start : start + len(each)] if values is not None])
-        columns.append(_label_columns(each.examples, rows) if each.label_token_ids else _target_columns(rows))
-        start += len(each)
-    return columns
+        found |= dict(zip(places, _read(model, sets, chosen, states), strict=True))
+    return found
 
 
 def _read(
