@@ -21,8 +21,8 @@ from promptstore.tuning.residual import fold, gradients, start_residual
 OPTIONS = FitOptions(report_every=2, save_every_s=0)
 
 
-def residual_job(**settings: object) -> FitJob:
-    return sentiment_job(residual_width=16, learning_rate=0.1, **settings)
+def residual_job(steps: int = 12, evaluate_every: int = 6) -> FitJob:
+    return sentiment_job(residual_width=16, learning_rate=0.1, steps=steps, evaluate_every=evaluate_every)
 
 
 def finished(model: object, job: FitJob, **how: object) -> FitResult:
