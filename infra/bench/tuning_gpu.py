@@ -132,13 +132,13 @@ def _peft(size: str, device: torch.device, tokens: int) -> float:
     began = 0.0
     for step in range(STEPS):
         if step == WARMUP:
-            _wait(device)
+            wait(device)
             began = time.perf_counter()
         batch = [examples[(step * BATCH + at) % len(examples)] for at in range(BATCH)]
         peft(**_padded(batch, device)).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-    _wait(device)
+    wait(device)
     return (STEPS - WARMUP) * BATCH / (time.perf_counter() - began)
 
 
@@ -212,15 +212,15 @@ def _matrix_rate(device: torch.device) -> float:
 def _best_of(work: Callable[[], Any], device: torch.device, tries: int = 20) -> float:
     taken = []
     for _ in range(tries):
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         work()
-        _wait(device)
+        wait(device)
         taken.append(time.perf_counter() - began)
     return min(taken)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
