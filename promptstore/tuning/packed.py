@@ -114,7 +114,7 @@ def _agree(model: FrozenModel, packed: Passes, padded: Passes) -> bool:
     ids = [3 + at % max(1, model.vocabulary_size - 4) for at in range(40)]
     prompts = [model.embed(torch.tensor([part], device=model.device))[0].float() for part in (ids[:3], ids[5:12])]
     groups = [Group(prompts[0]), Group(prompts[1], tuple(ids[20:22])), Group(None), Group(prompts[1], is_after=True)]
-    rows = [(0, ids[10:14]), (1, ids[20:31]), (3, ids[2:9]), (2, ids[7:24]), (1, ids[20:23]), (3, ids[8:9])]
+    rows = [(0, ids[10:14]), (1, ids[20:28]), (3, ids[2:9]), (2, ids[7:22]), (1, ids[20:23])]
     items = [Item(group, Example(tuple(row), (ids[0], ids[1]))) for group, row in rows]
     expected = padded.open(groups).states(items).float()
     try:

@@ -33,7 +33,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     device = tensors[0].device
     flat = torch.cat([each.detach().to(device).float().reshape(-1) for each in tensors])
     distributed.all_reduce(flat)
-    for each, total in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
+    for each, total in zip(tensors, torch.split(flat, [each.numel() for each in tensors]), strict=True):
         with torch.no_grad():
             each.copy_(total.view(each.shape))
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from promptstore.testing.tiny_models import tiny_llama
 from promptstore.testing.tuning_tasks import echo_job, sentiment_job
@@ -36,7 +37,7 @@ def fitted(folder: Path) -> None:
     results = {each.job: each.result for each in events if isinstance(each, FitFinished)}
     arrays = {name: result.last.embeddings for name, result in results.items()}
     values = {f"{name}/value": np.array([result.value, result.best_step]) for name, result in results.items()}
-    np.savez(folder / f"{rank}.npz", **arrays, **values)
+    save_file({**arrays, **values}, folder / f"{rank}.safetensors")
     torch.distributed.destroy_process_group()
 
 
@@ -44,7 +45,7 @@ def test_three_processes_fit_the_prompts_that_one_fits(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", __file__]
     done = subprocess.run([*launch, str(tmp_path)], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    first, *others = (dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(3))
+    first, *others = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(3))
     for other in others:
         assert all(np.array_equal(other[name], first[name]) for name in first)
     model, tasks = tiny_llama(), {job.name: job for job in jobs()}
