@@ -30,8 +30,8 @@ class SmallMemory:
         self.rows = rows
         self.failures = failures
 
-    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...]) -> PreparedPrompt:
-        return self._decoding.prepare(prompt, prefix_ids)
+    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...], *, is_after: bool = False) -> PreparedPrompt:
+        return self._decoding.prepare(prompt, prefix_ids, is_after=is_after)
 
     def read(self, rows: Sequence[Row]) -> Tensor:
         self.check(len(rows))

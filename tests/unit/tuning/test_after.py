@@ -15,7 +15,11 @@ from promptstore.core.state import PromptVersion
 from promptstore.core.task import TaskSpec
 from promptstore.errors import CorruptError, InvalidInputError
 from promptstore.lm.frozen import FrozenModel
+from promptstore.runtime.cached import CachedDecoding
+from promptstore.runtime.decoding import choose_decoding
 from promptstore.runtime.predictor import Predictor
+from promptstore.runtime.recomputed import RecomputedDecoding
+from promptstore.runtime.row import Row
 from promptstore.store.interchange import export_prompt
 from promptstore.store.prompt_store import PulledPrompt
 from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama, tiny_t5
@@ -137,6 +141,21 @@ def test_what_is_served_is_what_was_evaluated(make: MakeModel) -> None:
     for case, judged in zip(cases, evaluate_all(model, cases), strict=True):
         served = Predictor(model, case.task, prompt).predict(list(case.rows), batch_size=4)
         assert [each.text.strip() for each in served] == [each.strip() for each in judged.predictions]
+
+
+@pytest.mark.parametrize("make", DECODERS)
+def test_an_answer_that_had_to_leave_goes_on_behind_prompt_and_output(make: MakeModel) -> None:
+    model = make()
+    prompt = torch.randn((4, model.hidden_size), generator=torch.Generator().manual_seed(1))
+    ids, output = [30, 31, 32, 40, 41], [50, 60]
+    for decoding in (choose_decoding(model)[0], CachedDecoding(model), RecomputedDecoding(model)):
+        for prefix in ((), (30, 31), tuple(ids)):
+            row = Row(decoding.prepare(prompt, prefix, is_after=True), ids)
+            rows = decoding.start()
+            rows.join([row])
+            expected = [rows.step([token]) for token in output][-1]
+            again = decoding.start().join([row._replace(output_ids=output)])
+            torch.testing.assert_close(again, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_an_encoder_decoder_refuses_it() -> None:
