@@ -112,7 +112,7 @@ def _embedded(model: FrozenModel, traffic: Traffic) -> list[dict[str, str]]:
     prompts = [torch.tensor(prompt.embeddings).to(model.dtype) for prompt in traffic.prompts]
     return [
         {
-            "prompt_embeds": embeddings_text(prompts[number], model.embed(torch.tensor([ids]))[0]),
+            "prompt_embeds": embeddings_text(torch.cat([prompts[number], model.embed(torch.tensor([ids]))[0]])),
             "cache_salt": f"prompt-{number}",
         }
         for number, ids in traffic.requests

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptstore.core.digest import canonical_json, sha256_hex
 from promptstore.errors import NotServingError
 from promptstore.lm.input_layer import InputLayer
 from promptstore.runtime.bank import PromptBank
@@ -42,9 +43,9 @@ class EmbeddingsOnly:
     def __init__(self, layer: InputLayer) -> None:
         self._dtype = layer.dtype
 
-    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...]) -> PreparedPrompt:
+    def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...], *, is_after: bool = False) -> PreparedPrompt:
         del prefix_ids
-        return PreparedPrompt({"embeddings": prompt.to(self._dtype)})
+        return PreparedPrompt({"suffix" if is_after else "embeddings": prompt.to(self._dtype)})
 
 
 class Asking:
@@ -86,13 +87,16 @@ class Asking:
         """The model, the input, and whose cache may serve it.
 
         vLLM's prefix cache goes by what a block's embeddings are; the salt keeps versions apart even where a cache
-        (vllm#42119: an external one) goes by their number alone.
+        (vllm#42119: an external one) goes by their number alone; and inputs, where they come before the prompt.
         """
-        prompt = self._bank.prepared(job.digest).tensors["embeddings"]
+        prompt = self._bank.prepared(job.digest).tensors
         inputs = self._layer.embed(torch.tensor(job.input_ids))
-        if (refusal := too_long(served, len(prompt) + len(inputs), answer_tokens)) is not None:
+        is_after = "suffix" in prompt
+        given = torch.cat([inputs, prompt["suffix"]] if is_after else [prompt["embeddings"], inputs])
+        if (refusal := too_long(served, len(given), answer_tokens)) is not None:
             raise refusal
-        return {"model": served.id, "prompt_embeds": embeddings_text(prompt, inputs), "cache_salt": job.digest}
+        salt = f"{job.digest} {sha256_hex(canonical_json(list(job.input_ids)))}" if is_after else job.digest
+        return {"model": served.id, "prompt_embeds": embeddings_text(given), "cache_salt": salt}
 
 
 class _Answer:

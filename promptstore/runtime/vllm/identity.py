@@ -65,7 +65,7 @@ class ModelCheck:
         ids = [int(index) for index in self.layer.tokenizer(_PROBE)["input_ids"]]
         labels = sorted(set(ids))[:_PROBED_LABELS]
         embedded = self.layer.embed(torch.tensor(ids))
-        as_embeddings = {"prompt_embeds": embeddings_text(embedded[:1], embedded[1:])}
+        as_embeddings = {"prompt_embeds": embeddings_text(embedded)}
         try:
             first, second = [
                 label_logprobs(await server.complete({"model": served.id, **given, **score_body(labels)}), labels)

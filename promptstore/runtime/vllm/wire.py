@@ -40,10 +40,10 @@ class Chunk:
     reason: FinishReason | None = None
 
 
-def embeddings_text(prompt: Tensor, inputs: Tensor) -> str:
-    """A prompt [P, H] and the input's embeddings [T, H] behind it, as vLLM reads them: a stored tensor in base64."""
+def embeddings_text(embeddings: Tensor) -> str:
+    """A prompt and its input, [P + T, H], as vLLM reads them: a stored tensor in base64."""
     buffer = io.BytesIO()
-    torch.save(torch.cat([prompt, inputs]), buffer)
+    torch.save(embeddings, buffer)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

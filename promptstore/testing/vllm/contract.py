@@ -33,6 +33,7 @@ VERDICT = TaskSpec(
     template="Text: {text}\nVerdict:",
     data=DATA,
     labels=(Label("for", "good and true"), Label("against", "bad and false"), Label("neither", "neutral of it")),
+    placement="after",
 )
 TASKS = (SENTIMENT, VERDICT, ANSWER)
 VERSIONS = (1, 2, 3)
@@ -97,7 +98,8 @@ class OwnAnswers:
     def _answer(self, version: str, text: str) -> Answer:
         if (version, text) not in self._known:
             prompt: LoadedPrompt = load_prompt(self.store.pull(version, for_model=self.model.fingerprint), self.model)
-            rig = EngineRig(self.model, self.decoding, {version: prompt.prompt})
+            after = (version,) if prompt.is_after else ()
+            rig = EngineRig(self.model, self.decoding, {version: prompt.prompt}, after=after)
             ids = prompt.encoder.encode(prompt.row(text))
             asked = (
                 rig.generate(version, ids, Sampling(TOKENS, top_logprobs=2))
