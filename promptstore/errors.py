@@ -49,5 +49,9 @@ class OverloadedError(PromptStoreError):
     """The server has all the work it may queue; wait a moment, then repeat the request."""
 
 
+class DeviceBusyError(PromptStoreError):
+    """Other runs hold every GPU that could be used; wait for one of them to end. Nothing was begun."""
+
+
 class NotServingError(PromptStoreError):
     """The server is starting or shutting down; ask another replica, or repeat the request in a moment."""

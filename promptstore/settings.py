@@ -41,6 +41,11 @@ class Settings(BaseSettings):
         default="asset:smollm2-135m", description="base model: hf:<repo>[@rev], a folder, a .gguf, asset:…"
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …, balanced")
+    gpus: str = Field(
+        default="auto",
+        description="GPUs that runs may hold, one run each: auto (what the driver lists), none, or names such as 0,1",
+    )
+    gpu_wait_s: float = Field(default=86_400.0, ge=0, description="how long a run waits for a GPU that others hold")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
     recompute_activations: bool = Field(
         default=False, description="fits keep less for the backward pass and take a third longer: for long inputs"

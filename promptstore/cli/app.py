@@ -48,6 +48,25 @@ def root(
     """Tune, understand, version, promote and serve soft prompts, correct in any batch."""
 
 
+@app.command(rich_help_panel="Look")
+def devices(as_json: JsonOption = False) -> None:
+    """Show the GPUs that runs on this machine may hold, and who holds each."""
+    from promptstore.cli.output import note
+    from promptstore.settings import load_settings
+    from promptstore.tuning.settings_device import settings_gpus
+
+    found = settings_gpus(load_settings())
+    emit(
+        (
+            {"gpu": name, "held": bool(by), "by": by and by.what, "process": by and by.pid, "since": by and by.since}
+            for name, by in found.items()
+        ),
+        as_json=as_json,
+    )
+    if not found:
+        note("no GPU: runs work on the CPU, and wait for nobody")
+
+
 @app.command(rich_help_panel="Set up")
 def doctor(store: StoreOption = None, model: ModelOption = None, as_json: JsonOption = False) -> None:
     """Look at versions, devices, store, model, MLflow and Prefect; say how to mend what is wrong."""

@@ -1,6 +1,7 @@
 """Which tasks should be tuned again, and why."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +21,7 @@ from promptstore.tuning.job_gate import current_number
 from promptstore.tuning.job_plan import data_digest_of
 from promptstore.tuning.job_rows import split_validation
 from promptstore.tuning.rows import Rows
+from promptstore.tuning.settings_device import settings_device
 
 # What of a task may change without its prompts growing stale: where the data lie is not what they are.
 HARMLESS = ("name", "data")
@@ -86,18 +88,21 @@ def due_tasks(
 
     def model() -> FrozenModel:
         if not opened:
+            held.enter_context(settings_device(settings, "measuring decay"))
+            held.callback(opened.clear)  # before the device is given back
             opened.append(
                 open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
             )
         return opened[0]
 
     found = []
-    for task in tasks:
-        today = TaskToday(task, *load_task_rows(task, settings=settings), _newest(store, task.name))
-        due = is_due(today, store, weights, rules, now=now)
-        if not due.reasons and rules.max_decay is not None:
-            due = with_decay(due, today, store, model, weights, rules)
-        found.append(due)
+    with ExitStack() as held:
+        for task in tasks:
+            today = TaskToday(task, *load_task_rows(task, settings=settings), _newest(store, task.name))
+            due = is_due(today, store, weights, rules, now=now)
+            if not due.reasons and rules.max_decay is not None:
+                due = with_decay(due, today, store, model, weights, rules)
+            found.append(due)
     return found
 
 

@@ -21,6 +21,7 @@ from promptstore.tuning.job_gate import GateOutcome, gate_fields, gate_version
 from promptstore.tuning.job_progress import shown_progress
 from promptstore.tuning.job_result import JobResult
 from promptstore.tuning.job_rows import split_validation
+from promptstore.tuning.settings_device import settings_device
 from promptstore.tuning.task_file import read_task
 
 DEFAULT_POLICY = GatePolicy()
@@ -40,8 +41,8 @@ def run_tune_job(
     tasks: as `task_names` takes them. job: names the work; repeating it goes on.
     """
     specs = [find_task(name, store) for name in task_names(tasks)]
-    with opened_tools(settings, store, job, actor=actor) as tools:
-        return tune_tasks(specs, job=job, tools=tools, overrides=overrides or {})
+    with settings_device(settings, f"job {job}"):
+        return _tune(specs, job, settings, store, overrides or {}, actor)
 
 
 def run_gate_job(
@@ -63,8 +64,9 @@ def run_gate_job(
     if task_file is not None:
         task = _same_task(read_task(Path(task_file)), task)
     _, held_out = split_validation(load_rows(task.data.validation, fields=fields, settings=settings))
-    model = open_base(settings.model, settings)
-    return gate_version(store, model, ref, held_out, alias=alias, policy=policy, actor=actor)
+    with settings_device(settings, f"gate of {ref}"):
+        model = open_base(settings.model, settings)
+        return gate_version(store, model, ref, held_out, alias=alias, policy=policy, actor=actor)
 
 
 @contextmanager
@@ -137,6 +139,19 @@ def git_commit(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return said.stdout.strip() or None
+
+
+def _tune(
+    specs: Sequence[TaskSpec],
+    job: str,
+    settings: Settings,
+    store: PromptStore,
+    overrides: Mapping[str, Any],
+    actor: str | None,
+) -> JobResult:
+    """A function of its own, so that nothing refers to the model any more when the device is given back."""
+    with opened_tools(settings, store, job, actor=actor) as tools:
+        return tune_tasks(specs, job=job, tools=tools, overrides=overrides)
 
 
 def _same_task(given: TaskSpec, wanted: TaskSpec) -> TaskSpec:

@@ -24,6 +24,7 @@ from promptstore.tuning.job_open import find_task, open_base, opened_tools, task
 from promptstore.tuning.job_plan import TaskPlan, WarmStart, plan_tasks
 from promptstore.tuning.job_rows import split_validation
 from promptstore.tuning.rows import Rows
+from promptstore.tuning.settings_device import settings_device
 from promptstore.tuning.upgrade_plan import HeldTask, published_before, start_of, survey, upgrade_name
 from promptstore.tuning.upgrade_release import Upgrade, UpgradedTask
 
@@ -69,7 +70,8 @@ def run_upgrade_job(
         return Upgrade(settings.model, (), found.others)
     tasks = [given.get(each.task) or find_task(each.task, store) for each in found.held]
     work = _Work(request, settings, store, {each.task: each for each in found.held}, tasks, actor)
-    name, upgraded = work.run()
+    with settings_device(settings, f"upgrade from {request.old_model}"):
+        name, upgraded = work.run()
     return Upgrade(name, upgraded, found.others)
 
 
