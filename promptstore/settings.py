@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     server_url: str = Field(default="http://127.0.0.1:8080", description="where `promptstore ask` finds the server")
     api_key: SecretStr | None = None
     vllm_api_key: SecretStr | None = Field(default=None, description="what `serve --engine vllm` shows to vLLM")
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="whsec_…, signs what `promptstore outbox run` posts; several while one is replaced"
+    )
 
     @property
     def store_url(self) -> str:

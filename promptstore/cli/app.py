@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from promptstore.cli import assets, care, catalog, keys, rollout, score, serve, store, task, tune, upgrade
+from promptstore.cli import assets, care, catalog, keys, outbox, rollout, score, serve, store, task, tune, upgrade
 from promptstore.cli.demo import command as demo
 from promptstore.cli.options import JsonOption, ModelOption, StoreOption
 from promptstore.cli.output import emit
@@ -28,6 +28,7 @@ app.add_typer(serve.app)
 app.add_typer(score.app)
 app.add_typer(catalog.app, name="catalog", rich_help_panel="Look")
 app.add_typer(rollout.app, name="rollout", rich_help_panel="Change")
+app.add_typer(outbox.app, name="outbox", rich_help_panel="Exchange")
 app.add_typer(task.app, name="task", rich_help_panel="Tune")
 app.add_typer(assets.app, name="assets", rich_help_panel="Set up")
 app.add_typer(keys.app, name="keys", rich_help_panel="Set up")

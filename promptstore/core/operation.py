@@ -73,6 +73,7 @@ class Condemn:
 
 
 Operation = Publish | MoveAlias | DeleteAlias | Attest | Expire | Condemn
+OPERATIONS = ("publish", "move_alias", "delete_alias", "attest", "expire", "condemn")
 
 
 def operation_to_json(operation: Operation) -> dict[str, Any]:
