@@ -3,7 +3,8 @@
     python -m flows tune --parameters FILE.json [--result FILE.json]
     python -m flows server --home FOLDER --port PORT
     python -m flows deploy [--file infra/prefect.yaml] [--tasks FOLDER] [--pool NAME] [--pool-type process]
-    python -m flows worker [--pool NAME] [--health-port PORT]
+    python -m flows worker [--pool NAME] [--pool-type process] [--health-port PORT]
+    python -m flows announce [--once]
 
 Exit code 0 if it did what was asked, 1 if not (the last line on standard error says why), 2 for a usage error.
 """
@@ -46,9 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault(variable, value)
     try:
         if given.command == "worker":
-            start_worker(given.pool, given.health_port)
+            start_worker(given.pool, given.pool_type, given.health_port)
         elif given.command == "deploy":
             apply_deployments(given)
+        elif given.command == "announce":
+            announce_log(follows=not given.once)
         else:
             run_flow(given.command, given.parameters, given.result)
     except KeyboardInterrupt:
@@ -102,13 +105,20 @@ def start_server(home: Path, port: int) -> NoReturn:
     os.execve(sys.executable, arguments, {**os.environ, **server_environment(home, port)})  # noqa: S606 - no shell wanted
 
 
-def start_worker(pool: str, health_port: int | None) -> NoReturn:
-    """Become a worker that runs what is scheduled for `pool`, as processes on this machine.
+def start_worker(pool: str, pool_type: str, health_port: int | None) -> NoReturn:
+    """Become a worker that carries out what is scheduled for `pool`, which is made if it does not exist.
 
     health_port: where `/health` tells whoever asks whether it still polls; `None` opens no port.
+
+    Raises:
+        InvalidInputError: the pool is of another type, or the package with that type's worker is not installed.
     """
+    from flows.pools import ensure_pool, require_worker
+
+    require_worker(pool_type)
     require_prefect()
-    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    ensure_pool(pool, pool_type)
+    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", pool_type]
     if health_port is not None:
         os.environ |= {"PREFECT_WORKER_WEBSERVER_HOST": "0.0.0.0", "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}  # noqa: S104 - a container's probe comes from outside
         arguments.append("--with-healthcheck")
@@ -116,13 +126,36 @@ def start_worker(pool: str, health_port: int | None) -> NoReturn:
 
 
 def apply_deployments(given: argparse.Namespace) -> None:
+    """Pool and deployments, and automations if somebody is to be told."""
+    from flows.automations import apply_automations
     from flows.deploy import deploy
+    from flows.pools import has_worker
 
     require_prefect()
-    # Prefect fills {{ $NAME }} in the file from the environment of its process.
-    os.environ |= {"PROMPTSTORE_WORK_POOL": given.pool, "PROMPTSTORE_TASKS": str(given.tasks.resolve())}
-    for name in deploy(given.file, pool=given.pool, pool_type=given.pool_type):
+    # Prefect fills {{ $NAME }} in the files from the environment of its process.
+    os.environ |= {
+        "PROMPTSTORE_WORK_POOL": given.pool,
+        "PROMPTSTORE_TASKS": str(given.tasks.resolve()),
+        "PROMPTSTORE_PROMOTE_ON_PUBLISH": str(given.promote_on_publish),
+    }
+    beside: Path = given.file.parent / "pools" / f"{given.pool_type}.yaml"
+    template = given.pool_template or (beside if beside.is_file() else None)
+    for name in deploy(given.file, pool=given.pool, pool_type=given.pool_type, template=template):
         sys.stdout.write(f"{name}\n")
+    if given.notify is not None:
+        for name in apply_automations(given.automations or given.file.parent / "automations.yaml", given.notify):
+            sys.stdout.write(f"automation {name}\n")
+    if not has_worker(given.pool):
+        start = f"python -m flows worker --pool {given.pool} --pool-type {given.pool_type}"
+        sys.stderr.write(f"no worker of pool {given.pool} is at work, so nothing will run; start one: {start}\n")
+
+
+def announce_log(*, follows: bool) -> None:
+    from flows.announce import announce
+
+    require_prefect()
+    told = announce(follows=follows)
+    sys.stderr.write(f"{told} event(s) told\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,10 +171,16 @@ def _parser() -> argparse.ArgumentParser:
     deploy = commands.add_parser("deploy", help="apply the deployments of a prefect.yaml")
     deploy.add_argument("--file", type=Path, default=Path("infra/prefect.yaml"))
     deploy.add_argument("--tasks", type=Path, default=Path("tasks"), metavar="FOLDER", help="with the task files")
-    deploy.add_argument("--pool-type", default="process", help="of the pool, if it has to be made")
-    worker = commands.add_parser("worker", help="run what is scheduled, as processes on this machine")
+    deploy.add_argument("--pool-template", type=Path, metavar="FILE", help="of its jobs; pools/TYPE.yaml by --file")
+    deploy.add_argument("--notify", metavar="BLOCK|URL", help="tell it of failures and of approvals that wait")
+    deploy.add_argument("--automations", type=Path, metavar="FILE", help="automations.yaml by --file if not given")
+    deploy.add_argument("--promote-on-publish", action="store_true", help="let `announce` start promotions")
+    announce = commands.add_parser("announce", help="tell Prefect what changes in the store, for its triggers")
+    announce.add_argument("--once", action="store_true", help="tell what is new, and end")
+    worker = commands.add_parser("worker", help="carry out what is scheduled")
     worker.add_argument("--health-port", type=int, metavar="PORT", help="answer /health there, to every address")
     for command in (deploy, worker):
+        command.add_argument("--pool-type", default="process", help="process, docker or kubernetes")
         command.add_argument("--pool", default="promptstore", metavar="NAME", help="work pool")
     return parser
 

@@ -11,16 +11,14 @@ from typing import Any, cast
 
 import yaml
 from prefect import Flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import ObjectAlreadyExists
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.templating import apply_values
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flows.pools import ensure_pool, read_template
 from promptstore.errors import InvalidInputError
 
 
@@ -85,17 +83,18 @@ class DeploymentFile(BaseModel):
     deployments: list[DeploymentEntry] = Field(min_length=1)
 
 
-def deploy(file: Path, *, pool: str, pool_type: str) -> list[str]:
+def deploy(file: Path, *, pool: str, pool_type: str, template: Path | None = None) -> list[str]:
     """Apply `file`; applying it again changes only what differs. The names of what is deployed, as `flow/deployment`.
 
-    pool: made, of `pool_type`, if it does not exist. `{{ $NAME }}` in the file is a variable of the environment.
+    pool: made, of `pool_type`, if it does not exist. template: of the pool's jobs; `None` for Prefect's own.
+    `{{ $NAME }}` in the files is a variable of the environment.
 
     Raises:
         InvalidInputError: no such file, something in it is wrong, or the pool is of another type.
     """
     entries = read_file(file).deployments
     deployments = [entry.deployment() for entry in entries]
-    ensure_pool(pool, pool_type)
+    ensure_pool(pool, pool_type, None if template is None else read_template(template))
     for each in deployments:
         each.apply()
     return [f"{each.flow_name}/{each.name}" for each in deployments]
@@ -105,7 +104,8 @@ def read_file(file: Path) -> DeploymentFile:
     """The deployments in `file`. Raises InvalidInputError: it is not there or something in it is wrong."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return DeploymentFile.model_validate(apply_values(content, {}))
+        # What a trigger says about its event is filled in by Prefect's server, when it happens.
+        return DeploymentFile.model_validate(apply_values(content, {}, skip_prefixes=["event"]))
     except FileNotFoundError as error:
         raise InvalidInputError(f"there is no {file}; name a prefect.yaml with --file") from error
     except yaml.YAMLError as error:
@@ -114,23 +114,6 @@ def read_file(file: Path) -> DeploymentFile:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InvalidInputError(f"{file}: {place}: {first['msg']}") from error
-
-
-def ensure_pool(name: str, kind: str) -> None:
-    """Make the work pool, unless it exists.
-
-    Raises:
-        InvalidInputError: it exists and is of another type.
-    """
-    with get_client(sync_client=True) as client:
-        try:
-            client.create_work_pool(WorkPoolCreate(name=name, type=kind))
-        except ObjectAlreadyExists:
-            found = client.read_work_pool(name)
-            if found.type != kind:
-                raise InvalidInputError(
-                    f"work pool {name} is of type {found.type}, not {kind}; choose another name with --pool"
-                ) from None
 
 
 def _flow(entrypoint: str) -> Flow[..., Any]:

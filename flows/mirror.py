@@ -34,7 +34,7 @@ def mirror(parameters: MirrorParameters) -> Mirrored:
     promoted, refused = [], []
     for wish in report.requests if parameters.take_requests else ():
         asked = parameters.promotion(str(wish.ref), wish.alias)
-        state: State[PromptVersion] = promote(asked, return_state=True)
+        state: State[PromptVersion | None] = promote(asked, return_state=True)
         if state.is_completed():
             promoted.append(str(wish.ref))
         else:

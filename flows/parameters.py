@@ -71,7 +71,8 @@ class PromoteParameters(Parameters):
     ref: str = Field(description="the candidate: task:number, task@alias or task@sha256:digest")
     alias: str = "production"
     task_file: str | None = Field(
-        default=None, description="task file that names the validation data; what the version says by default"
+        default=None,
+        description="task file that names the validation data, or a folder with it; what the version says by default",
     )
     minimum: float | None = Field(default=None, description="the task's metric must reach this")
     min_recall: float | None = Field(default=None, ge=0, le=1, description="of every label, so much must be found")
@@ -81,6 +82,9 @@ class PromoteParameters(Parameters):
     approval_timeout_s: int = Field(default=86_400, ge=1)
     approval_poll_s: int = Field(default=10, ge=1)
     reason: str = Field(default="", description="why, for the log")
+    only_news: bool = Field(
+        default=False, description="do nothing if the version is in use already, or a newer one was published since"
+    )
     model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
 
     def policy(self) -> GatePolicy:

@@ -1,8 +1,11 @@
 """The flow that promotes: gate, approval, move, confirmation, and back again if that fails."""
 
+from typing import cast
+
 from prefect import flow, pause_flow_run, task
 from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
+from prefect.states import Completed
 
 from flows.parameters import PromoteParameters
 from flows.report import gate_page, report_gate
@@ -17,6 +20,7 @@ from promptstore.tuning.job_gate import (
     confirm_promotion,
     promote_gated,
     undo_promotion,
+    why_no_news,
 )
 from promptstore.tuning.job_open import run_gate_job
 from promptstore.wiring import open_prompt_store
@@ -34,8 +38,11 @@ class Approval(RunInput):
 
 
 @flow(name="promote", flow_run_name="promote {parameters.ref} to {parameters.alias}")
-def promote(parameters: PromoteParameters) -> PromptVersion:
+def promote(parameters: PromoteParameters) -> PromptVersion | None:
     """Judge a version against what the alias points at, and move the alias if it is no worse and nobody objects."""
+    if parameters.only_news and (reason := look_for_news(parameters)) is not None:
+        # Prefect takes a state that a flow returns as the state of its run; called directly, the flow returns `None`.
+        return cast("None", Completed(name="Skipped", message=f"skipped: {reason}"))
     outcome = gate(parameters)
     report_gate(outcome)
     if not outcome.has_passed:
@@ -47,6 +54,12 @@ def promote(parameters: PromoteParameters) -> PromptVersion:
         undo(outcome, confirmation)
         raise RefusedError(f"{version} was taken back: {confirmation.explanation}")
     return version
+
+
+@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
+def look_for_news(parameters: PromoteParameters) -> str | None:
+    """Why an event that asked for this came too late, if it did."""
+    return why_no_news(open_prompt_store(load_settings(), create=False), parameters.ref, parameters.alias)
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)

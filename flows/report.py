@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from promptstore.batch.score import ScoreSummary
 from promptstore.tuning.job_due import Due
@@ -12,11 +12,11 @@ from promptstore.tuning.job_result import JobResult
 from promptstore.tuning.upgrade_release import UpgradeResult
 
 
-def report_tuning(result: JobResult, mlflow_uri: str) -> None:
-    """A table with one row for each task, and a link to MLflow where it has an address."""
+def report_tuning(result: JobResult, *, mlflow_uri: str, server_url: str) -> None:
+    """A table with one row for each task, for programs; the same for people, with links to each run and version."""
     create_table_artifact(key="tuned-prompts", table=tuning_table(result), description=tuning_summary(result))
-    if mlflow_uri.startswith("http"):
-        create_link_artifact(key="mlflow", link=mlflow_uri, link_text="the runs in MLflow")
+    page = tuning_page(result, mlflow_uri=mlflow_uri, server_url=server_url)
+    create_markdown_artifact(key="results", markdown=page, description=tuning_summary(result))
 
 
 def tuning_table(result: JobResult) -> list[dict[str, Any]]:
@@ -35,6 +35,29 @@ def tuning_table(result: JobResult) -> list[dict[str, Any]]:
         }
         for each in result.tasks
     ]
+
+
+def tuning_page(result: JobResult, *, mlflow_uri: str, server_url: str) -> str:
+    """mlflow_uri: runs are links where it is the address of a server. server_url: whose page shows the versions."""
+    lines = [
+        f"# {result.job}",
+        "",
+        tuning_summary(result),
+        "",
+        "| task | metric | untuned | tuned | version | MLflow run | failure |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for each in result.tasks:
+        run = each.mlflow_run or ""
+        if run and mlflow_uri.startswith("http"):
+            run = f"[{run[:8]}]({mlflow_uri.rstrip('/')}/#/runs/{run})"
+        version = "none"
+        if each.version and each.digest:
+            version = f"[{each.version}]({server_url.rstrip('/')}/console#{each.version}) `{each.digest[:12]}`"
+        figures = f"{_figure(each.untuned)} | {_figure(each.tuned)}"
+        failure = (each.failure or "").replace("|", "\\|").replace("\n", " ")
+        lines.append(f"| {each.task} | {each.metric} | {figures} | {version} | {run} | {failure} |")
+    return "\n".join(lines)
 
 
 def tuning_summary(result: JobResult) -> str:

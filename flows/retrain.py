@@ -79,7 +79,7 @@ def promote_each(
         if each.version is None:
             continue
         file = files[each.task] if files[each.task].endswith(".toml") else None
-        state: State[PromptVersion] = promote(
+        state: State[PromptVersion | None] = promote(
             parameters.promotion(each.version, file, f"retrained: {why[each.task]}"), return_state=True
         )
         if state.is_completed():

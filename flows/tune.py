@@ -18,7 +18,8 @@ def tune(parameters: TuneParameters) -> JobResult:
     """Fit, judge, log and publish prompts for the named tasks. A repeated run publishes nothing twice."""
     job = parameters.job or str(flow_run.get_id())
     result = tune_on_device(parameters, job) if parameters.fan_out is None else spread(parameters, job)
-    report_tuning(result, load_settings().mlflow_uri)
+    settings = load_settings()
+    report_tuning(result, mlflow_uri=settings.mlflow_uri, server_url=settings.server_url)
     return result
 
 

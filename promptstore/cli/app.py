@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from promptstore.cli import assets, care, catalog, keys, outbox, rollout, score, serve, store, task, tune, upgrade
+from promptstore.cli import (
+    assets,
+    care,
+    catalog,
+    deploy,
+    keys,
+    outbox,
+    rollout,
+    score,
+    serve,
+    store,
+    task,
+    tune,
+    upgrade,
+)
 from promptstore.cli.demo import command as demo
 from promptstore.cli.options import JsonOption, ModelOption, StoreOption
 from promptstore.cli.output import emit
@@ -26,6 +40,7 @@ app.add_typer(store.app)
 app.add_typer(care.app)
 app.add_typer(serve.app)
 app.add_typer(score.app)
+app.add_typer(deploy.app)
 app.add_typer(catalog.app, name="catalog", rich_help_panel="Look")
 app.add_typer(rollout.app, name="rollout", rich_help_panel="Change")
 app.add_typer(outbox.app, name="outbox", rich_help_panel="Exchange")

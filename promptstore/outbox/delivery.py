@@ -56,6 +56,11 @@ class OutboxPlace:
         return FileLock(self.folder / self.name / "lock")
 
     @property
+    def begun_file(self) -> Path:
+        """There once history was skipped."""
+        return self.folder / self.name / "begun"
+
+    @property
     def stuck_file(self) -> Path:
         return self.folder / self.name / "stuck.json"
 
@@ -128,8 +133,12 @@ class Outbox:
             lock.give_back()
 
     def _skip_history(self, ledger: Ledger) -> None:
+        """Once: a log that was empty then has no commit to note, and what came since is no history."""
+        if self._place.begun_file.exists():
+            return
         if self._place.cursor.load(ledger) == 0 and (head := ledger.refresh().number):
             self._place.cursor.save(ledger, read_commit(ledger.objects, head))
+        write_atomically(self._place.begun_file, b"")
 
     def _deliver(self, ledger: Ledger, only: Collection[str], poll_s: float | None) -> int:
         taken = failures = 0

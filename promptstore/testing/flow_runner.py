@@ -44,5 +44,16 @@ class FlowRunner:
 
         return wait
 
+    def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """`python -m flows` with these arguments."""
+        return subprocess.run(
+            [sys.executable, "-m", "flows", *arguments],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
     def run(self, flow: str, **parameters: Any) -> Ended:
         return self.start(flow, **parameters)()

@@ -94,6 +94,16 @@ def gate_fields(store: PromptStore, ref: Ref, alias: str = DEFAULT_ALIAS) -> tup
     return {name for each in tasks for name in (*each.template_fields, each.target_field)}, task
 
 
+def why_no_news(store: PromptStore, ref: Ref, alias: str = DEFAULT_ALIAS) -> str | None:
+    """Why nothing is left to do for `ref`, which was announced earlier: in use already, or overtaken."""
+    store.refresh()
+    version = store.resolve(ref)
+    if current_number(store, version.task, alias) == version.number:
+        return f"{alias} is {version} already"
+    newest = max(each.number for each in store.state.task(version.task).versions if not each.is_expired)
+    return f"{version.task}:{newest} was published since {version}" if newest > version.number else None
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a person said to a promotion."""

@@ -57,12 +57,13 @@ def run_gate_job(
 ) -> GateOutcome:
     """Judge a version on the held-out rows of its task. Raises as `gate_version`.
 
-    task_file: names the data; without it the version's own manifest must name a place that can be read from here.
+    task_file: names the data, or is a folder with the file that does; without it the version's own manifest must name a
+    place that can be read from here.
     """
     store.refresh()
     fields, task = gate_fields(store, ref, alias)
     if task_file is not None:
-        task = _same_task(read_task(Path(task_file)), task)
+        task = _task_in(Path(task_file), task)
     _, held_out = split_validation(load_rows(task.data.validation, fields=fields, settings=settings))
     with settings_device(settings, f"gate of {ref}"):
         model = open_base(settings.model, settings)
@@ -154,7 +155,14 @@ def _tune(
         return tune_tasks(specs, job=job, tools=tools, overrides=overrides)
 
 
-def _same_task(given: TaskSpec, wanted: TaskSpec) -> TaskSpec:
+def _task_in(place: Path, wanted: TaskSpec) -> TaskSpec:
+    """The task in a file, which must be `wanted`, or of the file in a folder that is."""
+    if place.is_dir():
+        for file in sorted(place.glob("*.toml")):
+            if (given := read_task(file)).name == wanted.name:
+                return given
+        raise InvalidInputError(f"folder {place} holds no task file of {wanted.name}")
+    given = read_task(place)
     if given.name != wanted.name:
         raise InvalidInputError(f"the task file is of {given.name}, the version is of {wanted.name}")
     return given

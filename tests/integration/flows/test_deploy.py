@@ -1,5 +1,6 @@
 """Deployments applied to a real Prefect server, and run by a real worker."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -83,15 +84,59 @@ def test_deploying_again_changes_nothing_and_makes_nothing_twice(
     assert [each["schedule"]["cron"] for each in after["schedules"]] == ["0 2 * * *"]
     assert after["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     found = api.post("/deployments/filter", json={"deployments": {"tags": {"all_": ["promptstore"]}}}).json()
-    assert sorted(each["name"] for each in found) == ["care", "mirror", "nightly", "on-demand", "on-demand"]
+    assert sorted(each["name"] for each in found) == [
+        "care",
+        "mirror",
+        "nightly",
+        "on-demand",
+        "on-demand",
+        "on-publish",
+    ]
 
 
-def test_a_pool_of_another_type_is_refused(deployed: FlowRunner) -> None:
-    done = command(deployed.environment, "deploy", "--file", str(FILE), "--pool", POOL, "--pool-type", "docker")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("deploy", "--file", str(FILE), "--pool", POOL, "--pool-type", "docker"),
+            f"work pool {POOL} is of type process, not docker; choose another name with --pool",
+        ),
+        (
+            ("deploy", "--file", str(FILE), "--pool-type", "ec2"),
+            "work pool type 'ec2' is unknown; it is one of process, docker, kubernetes",
+        ),
+        (
+            ("worker", "--pool", POOL, "--pool-type", "kubernetes"),
+            "a worker of type kubernetes needs the package prefect-kubernetes: pip install prefect-kubernetes",
+        ),
+    ],
+)
+def test_a_wrong_work_pool_is_said_in_one_line(deployed: FlowRunner, arguments: tuple[str, ...], said: str) -> None:
+    if "kubernetes" in arguments and importlib.util.find_spec("prefect_kubernetes"):
+        pytest.skip("its worker is installed here")
+    done = command(deployed.environment, *arguments)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith(
-        f"work pool {POOL} is of type process, not docker; choose another name with --pool"
-    )
+    assert done.stderr.splitlines()[-1] == f"error: {said}"
+
+
+def test_a_pool_gets_its_template_and_keeps_it_when_deployed_again(
+    runner: FlowRunner, tasks: Path, api: httpx.Client
+) -> None:
+    """Prefect's server checks the template, and the deployments' job variables against it."""
+    found = []
+    for _ in range(2):
+        options = ("--tasks", str(tasks), "--pool", "cluster", "--pool-type", "kubernetes")
+        done = command(runner.environment, "deploy", "--file", str(FILE), *options)
+        assert done.returncode == 0, done.stderr
+        found.append(api.get("/work_pools/cluster").raise_for_status().json())
+    assert found[0]["type"] == "kubernetes"
+    assert found[0]["base_job_template"]["variables"]["properties"]["gpus"]["default"] == 1
+    assert found[1] == found[0]
+    assert deployment(api, "maintain/care")["job_variables"] == {"gpus": 0, "device_requests": []}
+    run = {"job_variables": {"gpus": -1}}
+    refused = api.post(f"/deployments/{deployment(api, 'tune/on-demand')['id']}/create_flow_run", json=run)
+    assert refused.status_code == 409
+    assert "-1 is less than the minimum of 0" in refused.text
 
 
 def test_a_missing_file_is_named(runner: FlowRunner) -> None:

@@ -9,8 +9,10 @@ import pytest
 from promptstore.core.ref import PromptRef
 from promptstore.errors import ConflictError, IncompatibleModelError, InvalidInputError, RefusedError
 from promptstore.lm.frozen import FrozenModel
+from promptstore.objects.memory import MemoryObjectStore
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.job_place import JobPlace
+from promptstore.testing.store_samples import sample_prompt, sample_store, sample_task
 from promptstore.testing.tiny_models import tiny_llama
 from promptstore.tuning.data import load_rows
 from promptstore.tuning.gate import GatePolicy
@@ -21,7 +23,9 @@ from promptstore.tuning.job_gate import (
     gate_version,
     promote_gated,
     undo_promotion,
+    why_no_news,
 )
+from promptstore.tuning.job_open import run_gate_job
 from promptstore.tuning.job_rows import split_validation
 from promptstore.tuning.rows import Rows
 from promptstore.wiring import open_prompt_store
@@ -149,3 +153,25 @@ def test_a_version_of_another_model_is_not_judged(store: PromptStore, rows: Rows
 def test_a_handful_of_rows_is_too_few_to_split() -> None:
     with pytest.raises(InvalidInputError, match="too few to pick a step"):
         split_validation(Rows.of([{"text": "a", "label": "yes"}]))
+
+
+def test_late_news_of_a_version_asks_for_nothing() -> None:
+    store = sample_store(MemoryObjectStore())
+    for seed in range(2):
+        store.publish(sample_prompt(seed), sample_task())
+    assert why_no_news(store, "sst2:1") == "sst2:2 was published since sst2:1"
+    assert why_no_news(store, "sst2:2") is None
+    store.promote("sst2:2", force=True, reason="test")
+    assert why_no_news(store, "sst2:2") == "production is sst2:2 already"
+    assert why_no_news(store, "sst2:2", "staging") is None
+    store.publish(sample_prompt(9), sample_task())
+    store.expire(["sst2:3"], reason="a mistake")
+    assert why_no_news(store, "sst2:2", "staging") is None, "a version that is gone overtakes nobody"
+
+
+def test_a_folder_without_the_tasks_file_is_named(place: JobPlace, model_folder: Path) -> None:
+    store = sample_store(MemoryObjectStore())
+    store.publish(sample_prompt(), sample_task("other"))
+    place.task_file("sst2")
+    with pytest.raises(InvalidInputError, match=r"holds no task file of other"):
+        run_gate_job("other:1", settings=place.settings, store=store, task_file=str(place.folder))

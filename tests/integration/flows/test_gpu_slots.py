@@ -41,5 +41,6 @@ def test_a_job_waits_for_the_gpu_and_one_on_the_cpu_does_not(
     shown = CliRunner().invoke(app, ["devices"])
     assert "nightly" in shown.stdout, shown.output
     gpu.give_back()
-    assert run_gate_job("sst2:1", settings=place.settings, store=place.store(), task_file=file).verdict
+    folder = str(place.folder)
+    assert run_gate_job("sst2:1", settings=place.settings, store=place.store(), task_file=folder).verdict
     assert gpu.holder() is None, "the gate gave it back"

@@ -150,6 +150,15 @@ def test_some_operations_alone_and_only_what_is_new(prompts: PromptStore, tmp_pa
     assert ids(hook.received) == ["5.0"]
 
 
+def test_what_comes_to_a_log_that_was_empty_is_no_history(tmp_path: Path) -> None:
+    prompts = sample_store(MemoryObjectStore())
+    with receiver() as hook, Webhook(hook.url, KEYS) as sink:
+        box = outbox(tmp_path, sink)
+        assert box.deliver(prompts.ledger, skips_history=True, poll_s=None) == 0
+        prompts.publish(sample_prompt(), sample_task())
+        assert box.deliver(prompts.ledger, skips_history=True, poll_s=None) == 1
+
+
 def test_a_store_that_does_not_answer_for_a_while_is_waited_for(
     prompts: PromptStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,21 @@
+"""Deploying the flows. They are the only ones to know Prefect, so this command becomes theirs."""
+
+import importlib.util
+import os
+import sys
+
+import typer
+
+from promptstore.errors import InvalidInputError
+
+app = typer.Typer()
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(rich_help_panel="Set up", context_settings=PASSED_ON, add_help_option=False)
+def deploy(context: typer.Context) -> None:
+    """Apply the deployments of infra/prefect.yaml to the Prefect server; `deploy --help` lists the options."""
+    if importlib.util.find_spec("prefect") is None:
+        raise InvalidInputError("Prefect is not installed; pip install 'promptstore[flows]'")
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "flows", "deploy", *context.args])  # noqa: S606 - no shell wanted

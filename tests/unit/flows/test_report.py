@@ -1,0 +1,28 @@
+"""What people see of a run on Prefect's page."""
+
+from flows.report import tuning_page
+from promptstore.tuning.job_result import JobResult, TunedTask
+
+RESULT = JobResult(
+    "nightly-1",
+    "smollm2-135m",
+    (
+        TunedTask("sst2", "accuracy", 0.5, 0.91, "sst2:3", "ab" * 32, mlflow_run="0f" * 16),
+        TunedTask("mood", "accuracy", failure="the loss | is\nnot finite"),
+    ),
+    "all told",
+)
+
+
+def test_every_task_has_a_row_with_links_to_its_run_and_its_version() -> None:
+    page = tuning_page(RESULT, mlflow_uri="http://mlflow:5000/", server_url="http://serving:8080").splitlines()
+    assert page[-2] == (
+        "| sst2 | accuracy | 0.5000 | 0.9100 | [sst2:3](http://serving:8080/console#sst2:3) `abababababab` | "
+        f"[0f0f0f0f](http://mlflow:5000/#/runs/{'0f' * 16}) |  |"
+    )
+    assert page[-1] == r"| mood | accuracy | - | - | none |  | the loss \| is not finite |"
+
+
+def test_a_run_in_a_database_without_a_server_is_no_link() -> None:
+    page = tuning_page(RESULT, mlflow_uri="sqlite:///mlflow.db", server_url="http://serving:8080")
+    assert f"| {'0f' * 16} |" in page
