@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from promptstore.batch.answers import Answers
 from promptstore.batch.score import OnProgress, ScoreRequest, ScoreSummary, score
 from promptstore.settings import Settings
+from promptstore.tuning.settings_device import settings_device
 from promptstore.wiring import open_prompt_store
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def _opened_answers(settings: Settings, url: str | None) -> Iterator[Answers]:
 
         return open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
 
-    yield LocalAnswers(open_prompt_store(settings, create=False), open_base)
+    with settings_device(settings, "score"):
+        yield LocalAnswers(open_prompt_store(settings, create=False), open_base)
 
 
 @contextmanager

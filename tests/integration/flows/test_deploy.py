@@ -98,23 +98,26 @@ def test_deploying_again_changes_nothing_and_makes_nothing_twice(
     ("arguments", "said"),
     [
         (
-            ("deploy", "--file", str(FILE), "--pool", POOL, "--pool-type", "docker"),
-            f"work pool {POOL} is of type process, not docker; choose another name with --pool",
+            ("deploy", "--file", str(FILE), "--pool", "wrong", "--pool-type", "docker"),
+            "work pool wrong is of type process, not docker; choose another name with --pool",
         ),
         (
             ("deploy", "--file", str(FILE), "--pool-type", "ec2"),
             "work pool type 'ec2' is unknown; it is one of process, docker, kubernetes",
         ),
         (
-            ("worker", "--pool", POOL, "--pool-type", "kubernetes"),
+            ("worker", "--pool", "wrong", "--pool-type", "kubernetes"),
             "a worker of type kubernetes needs the package prefect-kubernetes: pip install prefect-kubernetes",
         ),
     ],
 )
-def test_a_wrong_work_pool_is_said_in_one_line(deployed: FlowRunner, arguments: tuple[str, ...], said: str) -> None:
+def test_a_wrong_work_pool_is_said_in_one_line(
+    runner: FlowRunner, api: httpx.Client, arguments: tuple[str, ...], said: str
+) -> None:
+    assert api.post("/work_pools/", json={"name": "wrong", "type": "process"}).status_code in {201, 409}
     if "kubernetes" in arguments and importlib.util.find_spec("prefect_kubernetes"):
         pytest.skip("its worker is installed here")
-    done = command(deployed.environment, *arguments)
+    done = command(runner.environment, *arguments)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"error: {said}"
 
@@ -137,6 +140,16 @@ def test_a_pool_gets_its_template_and_keeps_it_when_deployed_again(
     refused = api.post(f"/deployments/{deployment(api, 'tune/on-demand')['id']}/create_flow_run", json=run)
     assert refused.status_code == 409
     assert "-1 is less than the minimum of 0" in refused.text
+
+
+def test_a_schedule_makes_runs(deployed: FlowRunner, api: httpx.Client) -> None:
+    asked = {"flow_runs": {"deployment_id": {"any_": [deployment(api, "retrain/nightly")["id"]]}}}
+    deadline = time.monotonic() + 240
+    while not (runs := api.post("/flow_runs/filter", json=asked).raise_for_status().json()):
+        assert time.monotonic() < deadline, "Prefect's scheduler made none"
+        time.sleep(0.5)
+    assert {run["state_type"] for run in runs} == {"SCHEDULED"}
+    assert all(run["auto_scheduled"] for run in runs)
 
 
 def test_a_missing_file_is_named(runner: FlowRunner) -> None:

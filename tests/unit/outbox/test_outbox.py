@@ -16,8 +16,9 @@ from promptstore.outbox.signing import SigningSecret, parse_secrets
 from promptstore.outbox.webhook import Webhook
 from promptstore.store.ledger import Ledger
 from promptstore.store.prompt_store import PromptStore
-from promptstore.testing.receiver import Received, receiver
-from promptstore.testing.scripted_objects import Fault, ScriptedObjects, behave
+from promptstore.testing import scripted_objects
+from promptstore.testing.receiver import Fault, Received, receiver
+from promptstore.testing.scripted_objects import ScriptedObjects, behave
 from promptstore.testing.store_samples import sample_prompt, sample_store, sample_task
 
 KEYS = [SigningSecret.new()]
@@ -88,9 +89,9 @@ def test_while_a_secret_is_replaced_both_receivers_can_check(prompts: PromptStor
 def test_failures_and_lost_answers_repeat_an_event_and_never_overtake_it(
     prompts: PromptStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    faults = {0: 503, 2: "lose", 3: 500, 4: 301, 7: "lose"}
+    faults: list[Fault] = [503, None, "lose", 500, 301, None, None, "lose", None, None]
     pauses = Pauses()
-    with receiver(faults.get) as hook, Webhook(hook.url, KEYS) as sink:
+    with receiver(faults.__getitem__) as hook, Webhook(hook.url, KEYS) as sink:
         assert outbox(tmp_path, sink, pauses).deliver(prompts.ledger, poll_s=None) == 5
     assert ids(hook.received) == ["1.0", "1.0", "2.0", "2.0", "2.0", "2.0", "3.0", "4.0", "4.0", "4.1"]
     assert ids([each for each in hook.received if each.is_taken]) == ALL
@@ -164,7 +165,7 @@ def test_a_store_that_does_not_answer_for_a_while_is_waited_for(
 ) -> None:
     objects = ScriptedObjects(prompts.ledger.objects)
     ledger = Ledger.open(objects, actor="outbox")
-    objects.script = lambda call: Fault.UNAVAILABLE if call.verb == "get" else None
+    objects.script = lambda call: scripted_objects.Fault.UNAVAILABLE if call.verb == "get" else None
 
     class Mending(Pauses):
         def __call__(self, pause_s: float) -> None:
