@@ -7,7 +7,9 @@ RESULT = JobResult(
     "nightly-1",
     "smollm2-135m",
     (
-        TunedTask("sst2", "accuracy", 0.5, 0.91, "sst2:3", "ab" * 32, mlflow_run="0f" * 16),
+        TunedTask(
+            "sst2", "accuracy", untuned=0.5, tuned=0.91, version="sst2:3", digest="ab" * 32, mlflow_run="0f" * 16
+        ),
         TunedTask("mood", "accuracy", failure="the loss | is\nnot finite"),
     ),
     "all told",
