@@ -131,7 +131,7 @@ def test_a_pool_gets_its_template_and_keeps_it_when_deployed_again(
     assert deployment(api, "maintain/care")["job_variables"] == {"gpus": 0, "device_requests": []}
     run = {"job_variables": {"gpus": -1}}
     refused = api.post(f"/deployments/{deployment(api, 'tune/on-demand')['id']}/create_flow_run", json=run)
-    assert refused.status_code == 409
+    assert refused.status_code == 422
     assert "-1 is less than the minimum of 0" in refused.text
 
 
