@@ -16,8 +16,12 @@ from promptstore.testing.servers import (
     seaweedfs_server,
 )
 
-# Tests with these marks run only where they are asked for: what they need takes minutes to install.
-LEFT_OUT = {"ceph": "Ceph RGW", "vllm": "vLLM (`make test-vllm`)"}
+# Tests with these marks run only where they are asked for: what they need takes minutes.
+LEFT_OUT = {
+    "ceph": "Ceph RGW (`make test-ceph`)",
+    "kills": "a quarter of an hour (`make test-kills`)",
+    "vllm": "vLLM (`make test-vllm`)",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
