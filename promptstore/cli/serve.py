@@ -1,7 +1,7 @@
 """Commands that serve prompts and ask a server."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -9,7 +9,11 @@ from promptstore.cli.options import AlwaysJsonOption, JsonOption, ModelOption, S
 from promptstore.cli.output import emit
 from promptstore.errors import InvalidInputError
 
+if TYPE_CHECKING:
+    from promptstore.client import Client
+
 app = typer.Typer()
+LIMITS = "Limits"
 
 
 @app.command(rich_help_panel="Serve")
@@ -24,14 +28,41 @@ def serve(
     api_keys: Annotated[Path | None, typer.Option(help="TOML file of API keys and their scopes.")] = None,
     allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Serve others without keys.")] = False,
     drain_delay_s: Annotated[float, typer.Option("--drain-delay", help="Seconds to go on after SIGTERM.")] = 0.0,
+    drain_s: Annotated[float, typer.Option("--drain", help="Seconds to answer what is there, after that.")] = 30.0,
+    queued: Annotated[
+        int, typer.Option("--max-queued", min=1, help="Inputs that may wait; 429 beyond.", rich_help_panel=LIMITS)
+    ] = 512,
+    per_minute: Annotated[
+        int | None,
+        typer.Option("--max-per-minute", min=1, help="Requests by address without a key.", rich_help_panel=LIMITS),
+    ] = None,
+    body_bytes: Annotated[int, typer.Option("--max-body-bytes", min=1, help="413 beyond.", rich_help_panel=LIMITS)] = 1
+    << 20,
+    texts: Annotated[
+        int, typer.Option("--max-texts", min=1, help="Inputs times tasks of one request.", rich_help_panel=LIMITS)
+    ] = 256,
+    new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Of one generated answer.", rich_help_panel=LIMITS)
+    ] = 1024,
+    device_mib: Annotated[
+        int, typer.Option(min=1, help="Prepared prompts on the device.", rich_help_panel=LIMITS)
+    ] = 2048,
+    host_mib: Annotated[int, typer.Option(min=1, help="Prompts in host memory.", rich_help_panel=LIMITS)] = 2048,
+    spill_mib: Annotated[
+        int, typer.Option(min=0, help="Prepared prompts on local disk; 0 keeps none.", rich_help_panel=LIMITS)
+    ] = 4096,
     engine: Annotated[Literal["own", "vllm"], typer.Option(help="What runs the model.")] = "own",
     vllm_url: Annotated[str, typer.Option(help="Where vLLM listens, with --engine vllm.", metavar="URL")] = "",
     vllm_model: Annotated[str, typer.Option(help="vLLM's id of the model, if its name does not say so.")] = "",
     as_json: AlwaysJsonOption = False,  # noqa: ARG001 - as in every command
 ) -> None:
     """Serve every prompt of a store over HTTP, following promotions live. Its page is at /."""
+    from promptstore.runtime.bank import Budgets
+    from promptstore.runtime.scheduler import SchedulerLimits
+    from promptstore.serving.middleware import BodyLimits
     from promptstore.serving.options import ServerOptions
     from promptstore.serving.server import run
+    from promptstore.serving.service import ServiceLimits
     from promptstore.settings import load_settings
 
     options = ServerOptions(
@@ -42,7 +73,14 @@ def serve(
         staleness_bound_s=staleness_s,
         api_keys=api_keys,
         allow_anonymous=allow_anonymous,
+        anonymous_per_minute=per_minute,
+        drain_s=drain_s,
         drain_delay_s=drain_delay_s,
+        spill_bytes=spill_mib << 20,
+        budgets=Budgets(device_mib << 20, host_mib << 20),
+        scheduler=SchedulerLimits(queued=queued),
+        service=ServiceLimits(texts=texts, new_tokens=new_tokens),
+        body=BodyLimits(body_bytes),
         engine=engine,
         vllm_url=vllm_url,
         vllm_model=vllm_model,
@@ -56,25 +94,39 @@ def serve(
 @app.command(rich_help_panel="Serve")
 def ask(
     ref: Annotated[str, typer.Argument(help="task, task@alias, task:number or task@sha256:digest", metavar="REF")],
-    texts: Annotated[list[str], typer.Argument(help="Texts to classify.", metavar="TEXT...")],
+    texts: Annotated[list[str], typer.Argument(help="Texts to answer.", metavar="TEXT...")],
     server: Annotated[str | None, typer.Option(help="URL of the server; PROMPTSTORE_SERVER_URL if not given.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a running server for the label of each text."""
+    """Ask a running server: the label of each text, or what a task that generates writes."""
     from promptstore.client import Client
     from promptstore.settings import load_settings
 
     settings = load_settings(server_url=server)
     key = settings.api_key.get_secret_value() if settings.api_key else None
     with Client(settings.server_url, api_key=key) as client:
-        rows = [
-            {
-                "label": answer.label,
-                "probability": round(answer.probabilities[answer.label], 4),
-                "version": f"{answer.task}:{answer.version}",
-                "digest": answer.digest,
-                "text": texts[answer.index],
-            }
-            for answer in client.classify(ref, texts)
-        ]
-    emit(rows, as_json=as_json, columns=("label", "probability", "version", "text"))
+        writes = client.model(ref)["promptstore"]["kind"] == "generation"
+        rows = _written(client, ref, texts) if writes else _labelled(client, ref, texts)
+    columns = ("answer", "version", "text") if writes else ("label", "probability", "version", "text")
+    emit(rows, as_json=as_json, columns=columns)
+
+
+def _labelled(client: "Client", ref: str, texts: list[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": answer.label,
+            "probability": round(answer.probabilities[answer.label], 4),
+            "version": f"{answer.task}:{answer.version}",
+            "digest": answer.digest,
+            "text": texts[answer.index],
+        }
+        for answer in client.classify(ref, texts)
+    ]
+
+
+def _written(client: "Client", ref: str, texts: list[str]) -> list[dict[str, Any]]:
+    answers = [client.complete(ref, text) for text in texts]
+    return [
+        {"answer": each.text, "version": f"{each.task}:{each.version}", "digest": each.digest, "text": text}
+        for each, text in zip(answers, texts, strict=True)
+    ]
