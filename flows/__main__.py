@@ -141,10 +141,10 @@ def apply_deployments(given: argparse.Namespace) -> None:
     beside: Path = given.file.parent / "pools" / f"{given.pool_type}.yaml"
     template = given.pool_template or (beside if beside.is_file() else None)
     for name in deploy(given.file, pool=given.pool, pool_type=given.pool_type, template=template):
-        sys.stdout.write(f"{name}\n")
+        sys.stdout.write(json.dumps({"deployment": name}) + "\n" if given.json else f"{name}\n")
     if given.notify is not None:
         for name in apply_automations(given.automations or given.file.parent / "automations.yaml", given.notify):
-            sys.stdout.write(f"automation {name}\n")
+            sys.stdout.write(json.dumps({"automation": name}) + "\n" if given.json else f"automation {name}\n")
     if not has_worker(given.pool):
         start = f"python -m flows worker --pool {given.pool} --pool-type {given.pool_type}"
         sys.stderr.write(f"no worker of pool {given.pool} is at work, so nothing will run; start one: {start}\n")
@@ -171,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     deploy = commands.add_parser("deploy", help="apply the deployments of a prefect.yaml")
     deploy.add_argument("--file", type=Path, default=Path("infra/prefect.yaml"))
     deploy.add_argument("--tasks", type=Path, default=Path("tasks"), metavar="FOLDER", help="with the task files")
+    deploy.add_argument("--json", action="store_true", help="print JSON, one value a line")
     deploy.add_argument("--pool-template", type=Path, metavar="FILE", help="of its jobs; pools/TYPE.yaml by --file")
     deploy.add_argument("--notify", metavar="BLOCK|URL", help="tell it of failures and of approvals that wait")
     deploy.add_argument("--automations", type=Path, metavar="FILE", help="automations.yaml by --file if not given")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from promptstore.cli.options import JsonOption, StoreOption
-from promptstore.cli.output import emit, note
+from promptstore.cli.output import emit, emit_one, note
 from promptstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def run(
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for news at the end.")] = True,
     poll_s: Annotated[float, typer.Option("--poll", min=0.05, help="Seconds between looks.")] = 1.0,
     store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Post every operation of the log to a URL: each at least once, in order, however often either side is killed."""
     import logging
@@ -54,7 +55,7 @@ def run(
             skips_history=skip_history,
             poll_s=poll_s if follow else None,
         )
-    note(f"{taken} event(s) taken")
+    emit_one({"outbox": name, "taken": taken}, f"{taken} event(s) taken", as_json=as_json)
 
 
 @app.command()
@@ -72,11 +73,12 @@ def status(store: StoreOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def secret() -> None:
+def secret(as_json: JsonOption = False) -> None:
     """Print a new signing secret; give it to the receiver, and to `outbox run` by a file or the environment."""
     from promptstore.outbox.signing import SigningSecret
 
-    print(SigningSecret.new())
+    new = str(SigningSecret.new())
+    emit_one({"secret": new}, new, as_json=as_json)
 
 
 def _standing(place: "OutboxPlace", ledger: Any) -> dict[str, Any]:

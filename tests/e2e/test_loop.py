@@ -22,7 +22,7 @@ from promptstore.testing.servers import MissingServerError
 from promptstore.tracking.mlflow_sink import connect
 from promptstore.wiring import open_prompt_store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.kills, pytest.mark.timeout(1800)]
 PATIENCE_S = 300.0
 # A retraining every minute, no limit of runs: what overlaps is told apart by the job's own lock.
 DEPLOYMENT = """
@@ -169,7 +169,6 @@ def test_retraining_runs_itself_from_first_version_to_rollback(loop: Loop) -> No
     assert loop.rig.shell("promptstore verify --json")
 
 
-@pytest.mark.kills
 @pytest.mark.parametrize("victim", ["worker", "prefect", "mlflow"])
 def test_what_is_killed_during_a_fit_costs_no_version_and_makes_none_twice(loop: Loop, victim: str) -> None:
     before = begin_a_long_fit(loop)
@@ -179,7 +178,6 @@ def test_what_is_killed_during_a_fit_costs_no_version_and_makes_none_twice(loop:
     require_one_more(loop, before)
 
 
-@pytest.mark.kills
 def test_postgresql_killed_while_a_version_is_published_costs_nothing(loop: Loop) -> None:
     killed: list[str] = []
 
@@ -200,7 +198,6 @@ def test_postgresql_killed_while_a_version_is_published_costs_nothing(loop: Loop
     require_one_more(loop, before)
 
 
-@pytest.mark.kills
 def test_s3_that_refuses_for_a_minute_costs_nothing(loop: Loop) -> None:
     began: list[float] = []
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -65,6 +66,15 @@ def _find(browser: Any, selector: str) -> list[Any]:
     return found
 
 
+def _clicked(browser: Any, selector: str, index: int) -> bool:
+    """Whether an element could be clicked: the page draws its lists anew at each poll, under the cursor too."""
+    try:
+        _find(browser, selector)[index].click()
+    except StaleElementReferenceException:
+        return False
+    return True
+
+
 def _texts(browser: Any, selector: str) -> list[str]:
     return [element.text for element in _find(browser, selector)]
 
@@ -104,7 +114,7 @@ def test_the_page_shows_the_store_and_answers_several_tasks_at_once(browser: Any
         assert [each.text.split("\n")[0] for each in answers] == ["answer", "sentiment", "sentiment@staging", "topic"]
         assert len(_find(browser, ".answer progress.best")) == 3
         assert not _find(browser, ".answer .problem")
-        _find(browser, "#versions summary")[2].click()
+        _wait(browser, lambda: _clicked(browser, "#versions summary", 2))
         _screenshot(browser, "page")
         assert _errors(browser) == []
 

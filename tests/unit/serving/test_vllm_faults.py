@@ -119,6 +119,7 @@ def test_a_vllm_that_falls_silent_is_given_up_in_time(gateway: LiveServer, fake:
 def test_a_stream_that_vllm_cuts_ends_in_an_error_and_never_looks_whole(
     gateway: LiveServer, fake: VllmFake, faults: Faults
 ) -> None:
+    _wait_for_status(gateway, 200)
     fake.faults = faults
     with httpx.stream("POST", f"{gateway.url}/v1/completions", json={**WRITE, "stream": True}) as answer:
         text = answer.read().decode()
