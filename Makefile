@@ -10,7 +10,7 @@ STAMP := .venv/.setup-$(shell cat pyproject.toml requirements.lock 2>/dev/null |
 # The GPU's tests and benchmark need torch, transformers, safetensors, numpy and pytest alone: any Python with these.
 GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON))
 
-.PHONY: help setup demo up down stack test test-ceph test-vllm test-kills test-fast test-gpu check format bench bench-vllm bench-quality bench-gpu clean
+.PHONY: help setup demo up down stack test test-ceph test-vllm test-kills test-ray test-fast test-gpu check format bench bench-vllm bench-quality bench-gpu clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ test-vllm: setup ## Check the gateway in front of a real vLLM on the CPU; the fi
 
 test-kills: setup ## Kill every server of the stack at the worst moment, and see the loop end right
 	@$(BIN)/python -m pytest -q -m kills
+
+test-ray: $(STAMP) ## Kill a node of a Ray cluster in the middle of a fit
+	@$(BIN)/python -m pytest -q -m ray
 
 test-fast: $(STAMP) ## Run the tests that need no server and no model
 	@$(BIN)/python -m pytest -q tests/unit

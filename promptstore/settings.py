@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     model: str = Field(
         default="asset:smollm2-135m", description="base model: hf:<repo>[@rev], a folder, a .gguf, asset:…"
     )
+    text_prompt_baseline: bool = Field(
+        default=True, description="also judge a written prompt before a fit: its inputs are several times as long"
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …, balanced")
     gpus: str = Field(
         default="auto",

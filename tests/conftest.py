@@ -20,6 +20,7 @@ from promptstore.testing.servers import (
 LEFT_OUT = {
     "ceph": "Ceph RGW (`make test-ceph`)",
     "kills": "a quarter of an hour (`make test-kills`)",
+    "ray": "a Ray cluster of several nodes (`make test-ray`)",
     "vllm": "vLLM (`make test-vllm`)",
 }
 

@@ -124,7 +124,8 @@ class _Job:
 
     def _judge_baselines(self, plans: Sequence[TaskPlan]) -> None:
         """How the bare model does, and one that is told and shown what to do; all tasks in one batch."""
-        missing = [(plan, name) for name in BASELINES for plan in plans if self._folder.note(plan.name, name) is None]
+        names = BASELINES if self._tools.settings.text_prompt_baseline else BASELINES[:1]
+        missing = [(plan, name) for name in names for plan in plans if self._folder.note(plan.name, name) is None]
         if not missing:
             return
         for plan, name in missing:

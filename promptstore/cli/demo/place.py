@@ -63,6 +63,7 @@ class DemoPlace:
             "PROMPTSTORE_STORE": str(self.store),
             "PROMPTSTORE_STATE_DIR": str(self.state),
             "PROMPTSTORE_ACTOR": "demo",
+            "PROMPTSTORE_TEXT_PROMPT_BASELINE": "false",  # it would take as long as the quick demo's fit
             "PROMPTSTORE_MLFLOW_URI": f"sqlite:///{self.folder / 'mlflow.db'}",
             "PREFECT_API_URL": prefect_api,
             "PREFECT_HOME": str(self.prefect),

@@ -14,7 +14,7 @@ from promptstore.testing.flow_runner import FlowRunner
 from promptstore.testing.job_place import QUICK, JobPlace
 from promptstore.testing.servers import MissingServerError, PostgresServer, RayCluster, RayNode, ray_cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 TASKS = ("a", "b", "c")
 # Long enough on the tiny model to be in the midst of when the first step was checkpointed.
