@@ -29,7 +29,7 @@ TEXTS = (
     "omg can't believe it's friday already :)",
 )
 # What the second version changes: it goes on from the first one, gently.
-SECOND_VERSION = {"learning_rate": 0.03, "warmup_steps": 0, "evaluate_every": 10, "seed": 1}
+SECOND_VERSION = {"learning_rate": 0.003, "warmup_steps": 0, "evaluate_every": 10, "seed": 1}
 # Below the default, at which one seed in a few does not learn (infra/docs/tuning.md): everybody's demo must.
 LEARNING_RATE = 0.1
 STEPS, SECOND_STEPS = 100, 20
