@@ -23,7 +23,7 @@ DEMO = [sys.executable, "-m", "promptstore", "demo", "--quick", "--folder", "dem
 def finish(arguments: list[str], folder: Path) -> tuple[dict[str, Any], str]:
     facts = folder / "facts.json"
     done = subprocess.run(
-        [*arguments, "--json", str(facts)], cwd=folder, capture_output=True, text=True, timeout=900, check=False
+        [*arguments, "--json", str(facts)], cwd=folder, capture_output=True, text=True, timeout=1500, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(facts.read_bytes()), done.stdout
@@ -31,7 +31,7 @@ def finish(arguments: list[str], folder: Path) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.lm
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_the_demo_tunes_promotes_serves_and_switches_real_prompts(tmp_path: Path) -> None:
     facts, printed = finish(DEMO, tmp_path)
     source, sentiment = facts["tasks"]["source"], facts["tasks"]["sentiment"]
@@ -55,7 +55,7 @@ def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_demo_that_is_stopped_leaves_a_sound_store_and_runs_to_its_end_when_repeated(
     tiny_demo: list[str], tmp_path: Path
 ) -> None:
