@@ -69,7 +69,7 @@ def worker(deployed: FlowRunner) -> Iterator[FlowRunner]:
     )
     yield deployed
     process.terminate()
-    process.wait(30)
+    process.wait(180)
 
 
 def test_deploying_again_changes_nothing_and_makes_nothing_twice(

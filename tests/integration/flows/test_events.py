@@ -92,7 +92,7 @@ def test_a_published_version_starts_a_promotion_that_waits_for_a_person_and_move
         )
     finally:
         worker.terminate()
-        worker.wait(30)
+        worker.wait(180)
     assert place.store().resolve("sst2").number == 1
     assert len(runs_of(api, "promote/on-publish")) == 1, "what Prefect heard twice it heeded once"
     late = deployed.run("promote", ref="sst2:1", only_news=True)

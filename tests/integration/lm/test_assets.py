@@ -217,6 +217,8 @@ def test_an_interrupted_fetch_leaves_nothing_and_can_be_repeated(index: Path, tm
     slow.chmod(0o755)
     cache = tmp_path / "cache"
     code = (
+        # A test run in a shell's background ignores Ctrl-C, and so would its children.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path; from promptstore.lm.assets import Asset, Member, fetch_assets\n"
         "asset = Asset('tiny', 'tiny-weights==1.0', sys.argv[2], False, (Member('a', '0' * 64),))\n"
         "fetch_assets(Path(sys.argv[1]), assets=[asset], python=sys.argv[3])\n"
