@@ -22,8 +22,8 @@ SOURCES: Mapping[str, str] = {
 # Ratings go from -4 to 4. Between these two, raters disagree or see neither, so the sign means little.
 CLEAR_RATING = 1.0
 VALIDATION_SHARE = 5
-TRAIN_ROWS, VALIDATION_ROWS = 2000, 400
-QUICK_TRAIN_ROWS, QUICK_VALIDATION_ROWS = 640, 160
+TRAIN_ROWS, VALIDATION_ROWS = 2000, 300
+QUICK_TRAIN_ROWS, QUICK_VALIDATION_ROWS = 640, 120
 
 SENTIMENT_TASK = '''\
 name = "sentiment"

@@ -67,5 +67,7 @@ class DemoPlace:
             "PROMPTSTORE_MLFLOW_URI": f"sqlite:///{self.folder / 'mlflow.db'}",
             "PREFECT_API_URL": prefect_api,
             "PREFECT_HOME": str(self.prefect),
+            # The demo's processes share the CPU, and idle threads that spin, the default, halve everybody's speed.
+            "OMP_WAIT_POLICY": "PASSIVE",
             **NOTHING_SENT,
         }

@@ -20,13 +20,26 @@ STOP_AFTER_S = 10.0
 
 
 class ChildProcess:
-    """A server that runs while the context is open. log_path: takes its standard output and error."""
+    """A program that runs while the context is open, and no longer.
 
-    def __init__(self, name: str, arguments: Sequence[str], *, environment: Mapping[str, str], log_path: Path) -> None:
+    log_path: takes its standard output and error. shows_progress: its standard error goes to the terminal, if there is
+    one, and not to the log.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        log_path: Path,
+        shows_progress: bool = False,
+    ) -> None:
         self._name = name
         self._arguments = [sys.executable, *arguments]
         self._environment = {**os.environ, **environment}
         self._log_path = log_path
+        self._stderr = None if shows_progress and sys.stderr.isatty() else subprocess.STDOUT
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -36,7 +49,7 @@ class ChildProcess:
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=self._stderr,
                 start_new_session=True,
             )
         return self
@@ -46,6 +59,20 @@ class ChildProcess:
     ) -> None:
         if self._process is not None:
             stop_group(self._process)
+
+    def wait_until_ended(self) -> None:
+        """Return once it ended well.
+
+        Raises:
+            PromptStoreError: it failed; the message holds the last line of its log.
+        """
+        code = self._process.wait() if self._process is not None else None
+        if code != 0:
+            lines = self._log_path.read_text(errors="replace").splitlines() or ["no output"]
+            cause = lines[-1].removeprefix("error: ")
+            raise PromptStoreError(
+                f"{self._name} failed: {cause} (exit code {code}; the whole output is in {self._log_path})"
+            )
 
     def wait_until_ready(self, url: str, *, timeout_s: float) -> None:
         """Return once `url` answers 200.
@@ -68,33 +95,6 @@ class ChildProcess:
     def _log_tail(self) -> str:
         lines = self._log_path.read_text(errors="replace").splitlines()
         return "\n".join(lines[-15:])
-
-
-def run_child(name: str, arguments: Sequence[str], *, environment: Mapping[str, str], log_path: Path) -> None:
-    """Run a program to its end. Its output goes to `log_path`, but progress on a terminal's stderr is shown.
-
-    Raises:
-        PromptStoreError: it failed; the message holds the last line of its log.
-    """
-    shows_progress = sys.stderr.isatty()
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=None if shows_progress else subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        code = process.wait()
-    except BaseException:
-        stop_group(process)
-        raise
-    if code != 0:
-        lines = log_path.read_text(errors="replace").splitlines() or ["no output"]
-        cause = lines[-1].removeprefix("error: ")
-        raise PromptStoreError(f"{name} failed: {cause} (exit code {code}; the whole output is in {log_path})")
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:
