@@ -2,13 +2,15 @@
 
 from pathlib import Path
 from typing import Literal, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from promptstore.errors import InvalidInputError
 from promptstore.objects.local import LocalObjectStore
 from promptstore.objects.memory import shared_memory_store
 from promptstore.store.objects import ObjectStore
 
+# What an S3 URL may say for itself, before the settings: `copy` speaks to two servers.
+S3_QUERY = ("endpoint", "region", "profile")
 KINDS = "s3://bucket/prefix, file:///folder, a path, or memory://name"
 
 
@@ -29,6 +31,8 @@ class StoreSettings(Protocol):
 
 def open_object_store(url: str, settings: StoreSettings) -> ObjectStore:
     """The driver for `url`: s3://bucket/prefix, file:///folder, a path, or memory://name. Touches no network, no disk.
+
+    An S3 URL may name its own `?endpoint=…&region=…&profile=…`, before the settings; an empty endpoint is AWS.
 
     Raises:
         InvalidInputError: `url` names no kind of store, or the kind's own part is wrong.
@@ -59,12 +63,18 @@ def _folder(url: str) -> Path:
 def _open_s3(url: str, settings: StoreSettings) -> ObjectStore:
     from promptstore.objects.s3 import S3ObjectStore, S3Options
 
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    address, _, query = url.removeprefix("s3://").partition("?")
+    bucket, _, prefix = address.partition("/")
+    said = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := said.keys() - set(S3_QUERY):
+        raise InvalidInputError(f"store {url!r} says {', '.join(sorted(unknown))}; expected only {', '.join(S3_QUERY)}")
     options = S3Options(
-        endpoint=settings.s3_endpoint,
-        region=settings.s3_region,
+        endpoint=said.get("endpoint", settings.s3_endpoint) or None,
+        region=said.get("region", settings.s3_region) or None,
         addressing=settings.s3_addressing,
         encryption=settings.s3_encryption,
         timeout_s=settings.s3_timeout_s,
+        profile=said.get("profile") or None,
+        query=query,
     )
     return S3ObjectStore(bucket, prefix.strip("/"), options)

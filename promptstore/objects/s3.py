@@ -53,7 +53,8 @@ class S3Options:
 
     addressing: `auto` puts the bucket into the path when there is an endpoint and into the host name on AWS.
     encryption: `AES256`, `aws:kms` or `aws:kms:<key id>`; `None` leaves it to the bucket's default.
-    timeout_s: the longest silence of the server that one attempt of one request bears.
+    timeout_s: the longest silence of the server that one attempt of one request bears. profile: of AWS's shared
+    configuration. query: what the store's URL says of all this; two servers may have buckets of one name.
     """
 
     endpoint: str | None = None
@@ -61,6 +62,8 @@ class S3Options:
     addressing: Literal["auto", "path", "virtual"] = "auto"
     encryption: str | None = None
     timeout_s: float = 10.0
+    profile: str | None = None
+    query: str = ""
 
 
 class S3ObjectStore:
@@ -85,7 +88,8 @@ class S3ObjectStore:
 
     @property
     def url(self) -> str:
-        return f"s3://{self._bucket}/{self._base}".rstrip("/")
+        query = f"?{self._options.query}" if self._options.query else ""
+        return f"s3://{self._bucket}/{self._base}".rstrip("/") + query
 
     def get(self, key: str) -> bytes:
         name = self._name(key)
@@ -118,7 +122,7 @@ class S3ObjectStore:
             status = status_of(error)
             if status == 412:
                 return False
-            doing = f"create {self.url}/{key}"
+            doing = f"create {self._url(key)}"
             if status == 501:
                 raise UnsupportedStoreError(
                     f"cannot {doing}: {self._where()} does not know create-only writes (If-None-Match); "
@@ -154,6 +158,9 @@ class S3ObjectStore:
     def _name(self, key: str) -> str:
         return self._base + check_key(key)
 
+    def _url(self, key: str) -> str:
+        return f"s3://{self._bucket}/{self._base}{key}"
+
     def _page(self, name_prefix: str, place: dict[str, Any]) -> dict[str, Any]:
         def read() -> dict[str, Any]:
             answer = self._plain().list_objects_v2(Bucket=self._bucket, Prefix=name_prefix, **place)
@@ -167,8 +174,8 @@ class S3ObjectStore:
             return _repeat_when_busy(send)
         except _FAULTS as error:
             if isinstance(error, ClientError) and error.response["Error"]["Code"] == "NoSuchKey":
-                raise NotFoundError(f"{self.url}/{key} does not exist") from error
-            raise StoreUnavailableError(f"cannot {verb} {self.url}/{key}: {self._explain(error)}") from error
+                raise NotFoundError(f"{self._url(key)} does not exist") from error
+            raise StoreUnavailableError(f"cannot {verb} {self._url(key)}: {self._explain(error)}") from error
 
     def _explain(self, error: Exception) -> str:
         return explain(error, bucket=self._bucket, where=self._where(), timeout_s=self._options.timeout_s)
@@ -204,7 +211,7 @@ class _Clients:
 
 def _connect(options: S3Options) -> _Clients:
     try:
-        session = boto3.session.Session()
+        session = boto3.session.Session(profile_name=options.profile)
         return _Clients(os.getpid(), _client(session, options, PLAIN_ATTEMPTS), _client(session, options, 1))
     except ValueError as error:
         raise InvalidInputError(f"S3 endpoint {options.endpoint!r}: {error}; expected http(s)://host[:port]") from error
