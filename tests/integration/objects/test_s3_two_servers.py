@@ -11,8 +11,8 @@ from promptstore.objects.open import open_object_store
 from promptstore.settings import load_settings
 from promptstore.store.copy import copy_store
 from promptstore.store.verify import verify
-from promptstore.testing.store_samples import sample_prompt, sample_task
 from promptstore.testing.servers import S3Server
+from promptstore.testing.store_samples import sample_prompt, sample_task
 from promptstore.wiring import open_store
 
 
