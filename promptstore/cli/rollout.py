@@ -24,7 +24,7 @@ def start(
     max_error_rate: Annotated[float, typer.Option(help="Give it up above this share of failed answers.")] = 0.02,
     max_latency_ratio: Annotated[float, typer.Option(help="Give it up above this ratio of mean latencies.")] = 2.0,
     min_agreement: Annotated[
-        float | None, typer.Option(help="Give a shadow up below this share of equal labels.")
+        float | None, typer.Option(help="Give a shadow up below this share of equal answers.")
     ] = None,
     reason: ReasonOption = "",
     force: Annotated[bool, typer.Option("--force", help="Also without a passing gate; needs a reason.")] = False,

@@ -51,11 +51,19 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request. None of them changes anything, so asking again is always safe."""
+    """One request. None of them changes anything, so asking again is always safe.
+
+    caller: who it is asked for; one caller stays with one version while another is on trial.
+    """
 
     method: str
     path: str
     body: Mapping[str, Any] | None = None
+    caller: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.caller is None else {"x-promptstore-caller": self.caller}
 
 
 MODELS = Asked("GET", "/v1/models")
@@ -66,15 +74,17 @@ def model_request(ref: str) -> Asked:
     return Asked("GET", f"/v1/models/{quote(ref, safe='@:')}")
 
 
-def classify_request(refs: str | Sequence[str], inputs: Input | Sequence[Input]) -> Asked:
+def classify_request(refs: str | Sequence[str], inputs: Input | Sequence[Input], caller: str | None) -> Asked:
     model = refs if isinstance(refs, str) else list(refs)
     given = inputs if isinstance(inputs, str | Mapping) else list(inputs)
-    return Asked("POST", "/v1/classify", {"model": model, "input": given})
+    return Asked("POST", "/v1/classify", {"model": model, "input": given}, caller)
 
 
-def complete_request(ref: str, given: Input, options: SamplingOptions, *, is_stream: bool = False) -> Asked:
+def complete_request(
+    ref: str, given: Input, caller: str | None, options: SamplingOptions, *, is_stream: bool = False
+) -> Asked:
     field = "prompt" if isinstance(given, str) else "input"
-    return Asked("POST", "/v1/completions", {"model": ref, field: given, "stream": is_stream, **options})
+    return Asked("POST", "/v1/completions", {"model": ref, field: given, "stream": is_stream, **options}, caller)
 
 
 def classifications(body: Any) -> list[Classification]:

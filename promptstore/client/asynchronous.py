@@ -55,17 +55,23 @@ class AsyncClient:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def classify(self, refs: str | Sequence[str], inputs: Input | Sequence[Input]) -> list[Classification]:
+    async def classify(
+        self, refs: str | Sequence[str], inputs: Input | Sequence[Input], *, caller: str | None = None
+    ) -> list[Classification]:
         """Every input under every ref, inputs outermost."""
-        return classifications((await self._send(classify_request(refs, inputs))).json())
+        return classifications((await self._send(classify_request(refs, inputs, caller))).json())
 
-    async def complete(self, ref: str, given: Input, **options: Unpack[SamplingOptions]) -> Completion:
+    async def complete(
+        self, ref: str, given: Input, *, caller: str | None = None, **options: Unpack[SamplingOptions]
+    ) -> Completion:
         """The text that continues one input under its task's template."""
-        return completion((await self._send(complete_request(ref, given, options))).json())
+        return completion((await self._send(complete_request(ref, given, caller, options))).json())
 
-    async def stream(self, ref: str, given: Input, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
+    async def stream(
+        self, ref: str, given: Input, *, caller: str | None = None, **options: Unpack[SamplingOptions]
+    ) -> AsyncIterator[str]:
         """The same text, piece by piece. Asked again only before the first piece."""
-        answer = await self._send(complete_request(ref, given, options, is_stream=True), is_stream=True)
+        answer = await self._send(complete_request(ref, given, caller, options, is_stream=True), is_stream=True)
         try:
             async for line in answer.aiter_lines():
                 if (piece := piece_of(line)) is None:
@@ -93,7 +99,7 @@ class AsyncClient:
     async def _send(self, asked: Asked, *, is_stream: bool = False) -> httpx.Response:
         attempts = Attempts(self._retries)
         while True:
-            request = self._http.build_request(asked.method, asked.path, json=asked.body)
+            request = self._http.build_request(asked.method, asked.path, json=asked.body, headers=asked.headers)
             try:
                 answer = await self._http.send(request, stream=is_stream)
                 if answer.is_success:

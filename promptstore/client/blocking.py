@@ -32,7 +32,8 @@ DEFAULT_TIMEOUT_S = 60.0
 class Client:
     """Asks a server and waits for it. Many threads may share one.
 
-    transport: replaces the network, in tests.
+    transport: replaces the network, in tests. caller, in its methods: who is asking, for the server to keep with one
+    version while another is on trial; without it each request is drawn by itself.
 
     Every method raises what the server says, as this package's errors: InvalidInputError, NotFoundError,
     IncompatibleModelError, RefusedError (key or scope); OverloadedError and NotServingError after the last attempt.
@@ -61,17 +62,23 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def classify(self, refs: str | Sequence[str], inputs: Input | Sequence[Input]) -> list[Classification]:
+    def classify(
+        self, refs: str | Sequence[str], inputs: Input | Sequence[Input], *, caller: str | None = None
+    ) -> list[Classification]:
         """Every input under every ref, inputs outermost."""
-        return classifications(self._send(classify_request(refs, inputs)).json())
+        return classifications(self._send(classify_request(refs, inputs, caller)).json())
 
-    def complete(self, ref: str, given: Input, **options: Unpack[SamplingOptions]) -> Completion:
+    def complete(
+        self, ref: str, given: Input, *, caller: str | None = None, **options: Unpack[SamplingOptions]
+    ) -> Completion:
         """The text that continues one input under its task's template."""
-        return completion(self._send(complete_request(ref, given, options)).json())
+        return completion(self._send(complete_request(ref, given, caller, options)).json())
 
-    def stream(self, ref: str, given: Input, **options: Unpack[SamplingOptions]) -> Iterator[str]:
+    def stream(
+        self, ref: str, given: Input, *, caller: str | None = None, **options: Unpack[SamplingOptions]
+    ) -> Iterator[str]:
         """The same text, piece by piece. Asked again only before the first piece."""
-        answer = self._send(complete_request(ref, given, options, is_stream=True), is_stream=True)
+        answer = self._send(complete_request(ref, given, caller, options, is_stream=True), is_stream=True)
         try:
             for line in answer.iter_lines():
                 if (piece := piece_of(line)) is None:
@@ -99,7 +106,7 @@ class Client:
     def _send(self, asked: Asked, *, is_stream: bool = False) -> httpx.Response:
         attempts = Attempts(self._retries)
         while True:
-            request = self._http.build_request(asked.method, asked.path, json=asked.body)
+            request = self._http.build_request(asked.method, asked.path, json=asked.body, headers=asked.headers)
             try:
                 answer = self._http.send(request, stream=is_stream)
                 if answer.is_success:

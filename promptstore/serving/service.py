@@ -19,7 +19,7 @@ from promptstore.serving.resolving import Resolver
 from promptstore.serving.shadow import Shadow
 from promptstore.serving.table import Target
 from promptstore.serving.tracing import NoTracer, Span, Tracer
-from promptstore.serving.trials import TrialJudge
+from promptstore.serving.trials import Trial, TrialJudge
 
 _LONG_TEXT_CHARS = 8192
 
@@ -72,8 +72,9 @@ class ServiceLimits:
 
 @dataclass(slots=True)
 class Encoded:
-    """An input as token ids. is_truncated: its longest field lost its end, as in training."""
+    """An input and its token ids. is_truncated: its longest field lost its end, as in training."""
 
+    given: Input
     ids: list[int]
     is_truncated: bool
 
@@ -120,7 +121,8 @@ class Service:
             span.set("inputs", len(asked))
             span.set("tokens", sum(len(each.ids) for each in encoded))
         for answer in answers:
-            self._shadow(answer, inputs[answer.index])
+            if (shadowed := self._shadowed(answer.target)) is not None:
+                self.shadow.ask_label(*shadowed, inputs[answer.index], answer.label)
         return answers
 
     async def _score(
@@ -159,6 +161,7 @@ class Service:
         started = time.monotonic()
         self._submit([job], [target])
         count = 0
+        text = ""
         try:
             with self._counting(target), self.tracer.detached_span("generate") as span:
                 span.set("version", str(target.version))
@@ -169,11 +172,15 @@ class Service:
                             _add_waiting(span, started, [job])
                             self.metrics.first_token_seconds.labels(_task(target)).observe(time.monotonic() - started)
                         count += 1
+                        text += event.text
                         yield Piece(event.text, token=event.token)
                     elif isinstance(event, Finished):
+                        text += event.text
                         span.set("tokens", count)
                         yield Piece(event.text, reason=event.reason)
             self._observe(target, started, read=len(encoded.ids), wrote=count)
+            if (shadowed := self._shadowed(target)) is not None:
+                self.shadow.ask_text(*shadowed, encoded.given, sampling, text)
         finally:
             job.is_cancelled = True
 
@@ -207,7 +214,7 @@ class Service:
         def encode() -> Encoded:
             ids = encoder.encode(row)
             may_be_cut = len(ids) >= encoder.max_input_tokens
-            return Encoded(ids, may_be_cut and encoder.count_tokens(row) > encoder.max_input_tokens)
+            return Encoded(value, ids, may_be_cut and encoder.count_tokens(row) > encoder.max_input_tokens)
 
         return encode() if chars < _LONG_TEXT_CHARS else await asyncio.to_thread(encode)
 
@@ -256,10 +263,12 @@ class Service:
             trial.note(is_on_trial=is_on_trial, seconds=seconds, error=error)
             self.judge.judge(trial)
 
-    def _shadow(self, answer: Classified, given: Input) -> None:
-        trial, on_trial = self.resolver.trial_of(answer.target), self.resolver.on_trial(answer.target)
-        if trial is not None and on_trial is not None and trial.rollout.mode == "shadow" and not trial.is_over:
-            self.shadow.ask(trial, on_trial, given, answer.label)
+    def _shadowed(self, target: Target) -> tuple[Trial, Target] | None:
+        """The version that is to be asked on the side of `target`, if there is one."""
+        trial, on_trial = self.resolver.trial_of(target), self.resolver.on_trial(target)
+        if trial is None or on_trial is None or trial.rollout.mode != "shadow" or trial.is_over:
+            return None
+        return trial, on_trial
 
 
 def softmax(logits: Sequence[float]) -> list[float]:

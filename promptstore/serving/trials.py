@@ -61,7 +61,7 @@ class Trial:
             tally.seconds += seconds
 
     def compare(self, in_place: str, on_trial: str) -> None:
-        """Notes one input's label under both versions."""
+        """Notes one input's answer, a label or a text, under both versions."""
         with self._lock:
             self.compared += 1
             self.agreed += in_place == on_trial
@@ -80,7 +80,7 @@ class Trial:
             return f"answers take {ratio:.2f} times as long, bound {bounds.max_latency_ratio:g}"
         agreement = self.agreed / self.compared if self.compared else 1.0
         if bounds.min_agreement is not None and agreement < bounds.min_agreement:
-            return f"labels agree in {agreement:.1%}, bound {bounds.min_agreement:.1%}"
+            return f"answers agree in {agreement:.1%}, bound {bounds.min_agreement:.1%}"
         return ""
 
 

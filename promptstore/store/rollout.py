@@ -25,7 +25,7 @@ class Bounds:
     """When a server gives a rollout up by itself, judged once the version on trial has given `min_answers`.
 
     max_error_rate: share of failed answers. max_latency_ratio: mean seconds, against the version in place.
-    min_agreement: share of equal labels in a shadow; `None` is no bound.
+    min_agreement: share of equal answers in a shadow; `None` is no bound.
     """
 
     min_answers: int = 100

@@ -15,7 +15,10 @@ SETTINGS = Settings(s3_endpoint="http://127.0.0.1:1")
         ("s3://bucket", "s3://bucket"),
         ("s3://bucket/", "s3://bucket"),
         ("s3://bucket/team/prompts/", "s3://bucket/team/prompts"),
-        ("s3://bucket/x?endpoint=http://127.0.0.1:9&profile=eu", "s3://bucket/x?endpoint=http://127.0.0.1:9&profile=eu"),
+        (
+            "s3://bucket/x?endpoint=http://127.0.0.1:9&profile=eu",
+            "s3://bucket/x?endpoint=http://127.0.0.1:9&profile=eu",
+        ),
         ("file:///var/prompt%20store", "file:///var/prompt%20store"),
         ("file://localhost/var/x", "file:///var/x"),
         ("/var/prompt store", "file:///var/prompt%20store"),
@@ -34,7 +37,9 @@ def test_an_unknown_kind_is_refused_with_the_kinds_there_are(url: str) -> None:
         open_object_store(url, SETTINGS)
 
 
-@pytest.mark.parametrize("url", ["file://folder", "file:///x?y", "file:///x#y", "s3://", "s3:///x", "s3://b/../x", "s3://b/x?profil=eu"])
+@pytest.mark.parametrize(
+    "url", ["file://folder", "file:///x?y", "file:///x#y", "s3://", "s3:///x", "s3://b/../x", "s3://b/x?profil=eu"]
+)
 def test_a_url_that_is_wrong_within_its_kind_is_refused(url: str) -> None:
     with pytest.raises(InvalidInputError):
         open_object_store(url, SETTINGS)

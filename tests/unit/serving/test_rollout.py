@@ -16,7 +16,7 @@ from promptstore.serving.trials import Trial
 from promptstore.store.prompt_store import PromptStore
 from promptstore.store.rollout import Bounds, Rollout, abort_rollout, active_rollouts, finish_rollout, start_rollout
 from promptstore.testing.engine_rig import random_prompt
-from promptstore.testing.served import SENTIMENT, LiveServer, live_server, new_store, publish_random
+from promptstore.testing.served import ANSWER, SENTIMENT, LiveServer, live_server, new_store, publish_random
 
 KEY = ("sentiment", "production")
 
@@ -64,6 +64,18 @@ def test_a_share_of_callers_gets_the_version_on_trial_and_always_the_same_ones(
     assert first == again
     assert 6 <= Counter(first.values())["sentiment:2"] <= 32
     assert set(first.values()) == {"sentiment:1", "sentiment:2"}
+
+
+def test_the_client_says_who_calls(store: PromptStore, live: LiveServer) -> None:
+    start_rollout(store, "sentiment:2", share=0.5)
+    live.context.follower.poll()
+    with Client(live.url) as client:
+        for number in range(20):
+            caller = f"caller-{number}"
+            expected = _ask(live, caller=caller)
+            for _ in range(3):
+                (answer,) = client.classify("sentiment", "x", caller=caller)
+                assert f"sentiment:{answer.version}" == expected
 
 
 def test_without_a_caller_each_request_is_drawn_by_itself(store: PromptStore, live: LiveServer) -> None:
@@ -127,6 +139,34 @@ def test_a_shadow_that_disagrees_too_much_is_given_up_here_and_in_the_store(
     assert 'promptstore_rollouts_given_up_total{alias="production"' in httpx.get(f"{live.url}/metrics").text
     live.context.follower.poll()
     assert live.context.follower.table.trials == {}
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_shadow_writes_too_and_greedy_texts_are_compared(
+    store: PromptStore, live: LiveServer, model: FrozenModel, streams: bool
+) -> None:
+    for seed in (1, 2):
+        publish_random(store, model, ANSWER, seed=seed, alias=None)
+    store.promote("answer:1", force=True, reason="test")
+    start_rollout(store, "answer:2", mode="shadow")
+    live.context.follower.poll()
+
+    def write(ref: str, question: str, temperature: float = 0.0) -> str:
+        with Client(live.url) as client:
+            if streams:
+                return "".join(client.stream(ref, {"question": question}, max_tokens=3, temperature=temperature))
+            return client.complete(ref, {"question": question}, max_tokens=3, temperature=temperature).text
+
+    questions = [f"number {number}?" for number in range(8)]
+    in_place = {question: write("answer", question) for question in questions}
+    trial, _ = live.context.follower.table.trials["answer", "production"]
+    _wait_for(lambda: trial.compared == len(questions))
+    assert trial.agreed == sum(in_place[question] == write("answer:2", question) for question in questions)
+    write("answer", "by chance?", temperature=1.0)
+    assert (
+        'promptstore_shadow_inputs_total{outcome="left out",task="answer"} 1.0' in httpx.get(f"{live.url}/metrics").text
+    )
+    assert trial.compared == len(questions)
 
 
 def test_a_version_that_cannot_be_served_is_never_on_trial_and_nothing_else_suffers(
