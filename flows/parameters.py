@@ -54,6 +54,7 @@ class TuneParameters(Parameters):
     overrides: dict[str, JsonValue] = Field(
         default_factory=dict, description="tuning settings that win over the task's"
     )
+    search: bool = Field(default=False, description="find learning rate and initialiser first, if not given")
     model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
     fan_out: FanOut | None = Field(
         default=None, description="spread the tasks over a Ray cluster instead of fitting them together here"
@@ -110,6 +111,7 @@ class RetrainParameters(Parameters):
     approval: Literal["automatic", "person"] = "automatic"
     approval_timeout_s: int = Field(default=86_400, ge=1)
     approval_poll_s: int = Field(default=10, ge=1)
+    search: bool = Field(default=False, description="find learning rate and initialiser first, if not given")
     model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
     fan_out: FanOut | None = Field(
         default=None, description="spread the tasks over a Ray cluster instead of fitting them together here"

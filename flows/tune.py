@@ -28,7 +28,14 @@ def tune_on_device(parameters: TuneParameters, job: str) -> JobResult:
     """All of the work that needs the model. What an earlier try finished is found again, not done again."""
     settings = load_settings(model=parameters.model)
     store = open_prompt_store(settings)
-    return run_tune_job(parameters.tasks, job=job, settings=settings, store=store, overrides=parameters.overrides)
+    return run_tune_job(
+        parameters.tasks,
+        job=job,
+        settings=settings,
+        store=store,
+        overrides=parameters.overrides,
+        searches=parameters.search,
+    )
 
 
 def spread(parameters: TuneParameters, job: str) -> JobResult:

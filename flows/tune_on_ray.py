@@ -57,6 +57,7 @@ def tune_on_ray(parameters: TuneParameters, fan_out: FanOut, address: str, job: 
         size=fan_out.tasks_per_fit,
         overrides=parameters.overrides,
         git_commit=git_commit(Path.cwd()),
+        searches=parameters.search,
     )
     with remote_options(num_cpus=fan_out.cpus_per_fit, num_gpus=fan_out.gpus_per_fit, max_retries=LOST_NODES):
         waiting = [tune_part.submit(part, settings.shared()) for part in parts]

@@ -22,6 +22,9 @@ def tune(
     settings_of_fit: Annotated[
         list[str] | None, typer.Option("--set", help="As in steps=400 or learning_rate=0.1; repeat for more.")
     ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Find learning rate and initialiser first, for up to three times the time.")
+    ] = False,
     job: Annotated[str | None, typer.Option(help="Name of this work: repeated under the same name it goes on.")] = None,
     model: ModelOption = None,
     store: StoreOption = None,
@@ -41,6 +44,7 @@ def tune(
         settings=settings,
         store=open_prompt_store(settings),
         overrides=_overrides(settings_of_fit or ()),
+        searches=search,
     )
     columns = ("task", "untuned", "text_prompt", "tuned", "version", "digest", "seconds", "failure")
     emit([_row(each) for each in result.tasks], as_json=as_json, columns=columns)

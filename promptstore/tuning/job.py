@@ -26,6 +26,7 @@ from promptstore.tuning.job_log import PromptLog, tags_of
 from promptstore.tuning.job_plan import TaskPlan, WarmStart, plan_tasks, request_of, with_warm_start
 from promptstore.tuning.job_progress import JobProgress, SilentProgress
 from promptstore.tuning.job_result import JobResult, TunedTask
+from promptstore.tuning.job_search import with_search
 from promptstore.tuning.task_file import without_local_paths
 from promptstore.tuning.text_prompt import text_prompt
 
@@ -61,10 +62,12 @@ def tune_tasks(
     tools: JobTools,
     overrides: Mapping[str, Any],
     starts: Mapping[str, WarmStart] = NO_STARTS,
+    searches: bool = False,
 ) -> JobResult:
     """Fit one prompt for each task, together on one model, and publish what came out with all that led to it.
 
     starts: by task, first values in place of what its initialiser says; the job's name must stand for them.
+    searches: find the learning rate and the initialiser first, as far as they are not given (`with_search`).
 
     A task whose fit diverges has its cause in the result and no version; the others go on. Called again under the same
     job name, it reuses what is done: the baseline, the fit's checkpoint, a decision made, a version published.
@@ -84,7 +87,18 @@ def tune_tasks(
                 else with_warm_start(plan, overrides, folder, tools.store, tools.model)
                 for plan in plans
             ]
-            folder.require_same(request_of(job, plans, tools.model))
+            folder.require_same(request_of(job, plans, tools.model, searches=searches))
+            if searches:
+                plans = [
+                    with_search(
+                        plan,
+                        {**plan.task.tuning, **overrides},
+                        model=tools.model,
+                        folder=folder,
+                        progress=tools.progress,
+                    )
+                    for plan in plans
+                ]
             done = _Job(job, tools, folder, plans).run()
     finally:
         tracking = tools.tracker.close()

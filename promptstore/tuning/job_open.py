@@ -35,14 +35,15 @@ def run_tune_job(
     store: PromptStore,
     overrides: Mapping[str, Any] | None = None,
     actor: str | None = None,
+    searches: bool = False,
 ) -> JobResult:
     """Tune the named tasks, together, on the model of the settings. Raises as `tune_tasks`.
 
-    tasks: as `task_names` takes them. job: names the work; repeating it goes on.
+    tasks: as `task_names` takes them. job: names the work; repeating it goes on. searches: as in `tune_tasks`.
     """
     specs = [find_task(name, store) for name in task_names(tasks)]
     with settings_device(settings, f"job {job}"):
-        return _tune(specs, job, settings, store, overrides or {}, actor)
+        return _tune(specs, job, settings, store, overrides or {}, actor, searches=searches)
 
 
 def run_gate_job(
@@ -149,10 +150,12 @@ def _tune(
     store: PromptStore,
     overrides: Mapping[str, Any],
     actor: str | None,
+    *,
+    searches: bool,
 ) -> JobResult:
     """A function of its own, so that nothing refers to the model any more when the device is given back."""
     with opened_tools(settings, store, job, actor=actor) as tools:
-        return tune_tasks(specs, job=job, tools=tools, overrides=overrides)
+        return tune_tasks(specs, job=job, tools=tools, overrides=overrides, searches=searches)
 
 
 def _task_in(place: Path, wanted: TaskSpec) -> TaskSpec:

@@ -16,27 +16,37 @@ from promptstore.tuning.job_result import JobResult, TunedTask
 
 @dataclass(frozen=True, slots=True)
 class JobPart:
-    """Tasks that are tuned together, under a job name of their own. git_commit: of whoever asked for the whole job."""
+    """Tasks that are tuned together, under a job name of their own. git_commit: of whoever asked for the whole job.
+
+    searches: as in `tune_tasks`.
+    """
 
     job: str
     tasks: tuple[TaskSpec, ...]
     overrides: Mapping[str, Any]
     git_commit: str | None
+    searches: bool = False
 
 
 def split_job(
-    job: str, tasks: Sequence[TaskSpec], *, size: int, overrides: Mapping[str, Any], git_commit: str | None
+    job: str,
+    tasks: Sequence[TaskSpec],
+    *,
+    size: int,
+    overrides: Mapping[str, Any],
+    git_commit: str | None,
+    searches: bool = False,
 ) -> list[JobPart]:
     """Parts of at most `size` tasks, in order. Splitting the same job again gives parts of the same names."""
     groups = [tuple(tasks[start : start + size]) for start in range(0, len(tasks), size)]
-    return [JobPart(_part_name(job, group[0].name), group, overrides, git_commit) for group in groups]
+    return [JobPart(_part_name(job, group[0].name), group, overrides, git_commit, searches) for group in groups]
 
 
 def run_part(part: JobPart, *, settings: Settings, store: PromptStore) -> JobResult:
     """Tune one part, in this process. Raises as `tune_tasks`."""
     with opened_tools(settings, store, part.job) as opened:
         tools = replace(opened, git_commit=part.git_commit)
-        return tune_tasks(part.tasks, job=part.job, tools=tools, overrides=part.overrides)
+        return tune_tasks(part.tasks, job=part.job, tools=tools, overrides=part.overrides, searches=part.searches)
 
 
 def joined_result(job: str, parts: Sequence[JobPart], outcomes: Sequence[JobResult | BaseException]) -> JobResult:

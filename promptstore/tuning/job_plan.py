@@ -35,6 +35,7 @@ class TaskPlan:
     """One task of a job. selection: rows that pick the best step; held_out: rows that judge it.
 
     data_digest: of the training and validation rows as they were read. parent: digest of the version it starts from.
+    searched: how many candidates the settings are the best of; 0 if there was no search.
     """
 
     task: TaskSpec
@@ -45,6 +46,7 @@ class TaskPlan:
     data_digest: str
     warm_start: SoftPrompt | None = None
     parent: str | None = None
+    searched: int = 0
 
     @property
     def name(self) -> str:
@@ -61,7 +63,9 @@ class TaskPlan:
     def params(self) -> dict[str, object]:
         """What a person compares runs by."""
         rows = {"train": len(self.train), "selection": len(self.selection), "held_out": len(self.held_out)}
-        return {**self.config.to_json(), "rows": rows, "data_digest": self.data_digest, "task": self.task.to_json()}
+        searched = {"searched": self.searched} if self.searched else {}
+        facts = {"rows": rows, "data_digest": self.data_digest, "task": self.task.to_json()}
+        return {**self.config.to_json(), **searched, **facts}
 
 
 def plan_tasks(tasks: Sequence[TaskSpec], overrides: Mapping[str, Any], *, settings: Settings) -> list[TaskPlan]:
@@ -119,10 +123,11 @@ def with_warm_start(
     return replace(plan, config=config, warm_start=pulled.prompt, parent=pulled.version.digest)
 
 
-def request_of(job: str, plans: Sequence[TaskPlan], model: FrozenModel) -> dict[str, Any]:
+def request_of(job: str, plans: Sequence[TaskPlan], model: FrozenModel, *, searches: bool) -> dict[str, Any]:
     """What decides a job's results; a job that is repeated must ask for the same."""
     return {
         "job": job,
+        "search": searches,
         "model": list(model.fingerprint.identity),
         "tasks": {plan.name: plan.task.to_json() for plan in plans},
         "settings": {plan.name: plan.config.to_json() for plan in plans},

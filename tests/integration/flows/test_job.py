@@ -19,6 +19,7 @@ from promptstore.tracking.mlflow_sink import connect
 from promptstore.tuning.job import tune_tasks
 from promptstore.tuning.job_folder import job_folder
 from promptstore.tuning.job_progress import SilentProgress
+from promptstore.tuning.job_result import TunedTask
 from promptstore.tuning.task_file import read_task
 
 pytestmark = pytest.mark.slow
@@ -142,6 +143,30 @@ def test_a_job_killed_in_its_fit_ends_as_if_nothing_had_happened(
         atol=1e-5,
     )
     assert result.tuned == uninterrupted.tuned
+
+
+def test_a_job_searches_for_what_is_not_given_and_a_repeated_one_keeps_what_it_found(
+    model: FrozenModel, place: JobPlace
+) -> None:
+    def tune(**given: Any) -> TunedTask:
+        tools = place.tools(model, "searched", *([Killed(at=13)] if not given.pop("ends", True) else []))
+        given = {**QUICK, "evaluate_every": 4, "initialise": "vocabulary", **given}
+        (found,) = tune_tasks([place.task("sst2")], job="searched", tools=tools, overrides=given, searches=True).tasks
+        return found
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(ends=False)
+    note = json.loads((place.settings.state_dir / "jobs/searched/tasks/sst2/search.json").read_bytes())
+    assert note["candidates"] == 3
+    assert note["chosen"]["initialise"] == "vocabulary"
+    result = tune()
+    params = connect(place.mlflow_uri).get_run(result.mlflow_run).data.params
+    assert (params["searched"], float(params["learning_rate"])) == ("3", note["chosen"]["learning_rate"])
+    tools, given = place.tools(model, "nothing"), {"initialise": "labels", "learning_rate": 0.1}
+    with pytest.raises(InvalidInputError, match="nothing to search for sst2"):
+        tune_tasks([place.task("sst2")], job="nothing", tools=tools, overrides=given, searches=True)
+    with pytest.raises(InvalidInputError, match="other search"):
+        place.tune(model, place.task("sst2"), job="searched", evaluate_every=4, initialise="vocabulary")
 
 
 class Unreachable(Ledger):
