@@ -12,6 +12,7 @@ Exit code 0 if it did what was asked, 1 if not (the last line on standard error 
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +123,8 @@ def start_worker(pool: str, pool_type: str, health_port: int | None) -> NoReturn
     if health_port is not None:
         os.environ |= {"PREFECT_WORKER_WEBSERVER_HOST": "0.0.0.0", "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}  # noqa: S104 - a container's probe comes from outside
         arguments.append("--with-healthcheck")
+    # Told to end, Prefect's worker interrupts itself, which a shell's background jobs are born deaf to.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execv(sys.executable, arguments)  # noqa: S606 - no shell wanted
 
 

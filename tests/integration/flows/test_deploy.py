@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,10 +67,16 @@ def worker(deployed: FlowRunner) -> Iterator[FlowRunner]:
         [sys.executable, "-m", "flows", "worker", "--pool", POOL],
         env={**os.environ, **deployed.environment, "PREFECT_WORKER_QUERY_SECONDS": "1"},
         cwd=deployed.folder,
+        preexec_fn=ignore_interrupts,  # noqa: PLW1509 - it starts no thread
     )
     yield deployed
     process.terminate()
     process.wait(180)
+
+
+def ignore_interrupts() -> None:
+    """As in a job that a script put into the background; the worker must end all the same."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def test_deploying_again_changes_nothing_and_makes_nothing_twice(
