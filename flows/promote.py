@@ -1,5 +1,6 @@
 """The flow that promotes: gate, approval, move, confirmation, and back again if that fails."""
 
+from threading import Lock
 from typing import cast
 
 from prefect import flow, pause_flow_run, task
@@ -24,6 +25,9 @@ from promptstore.tuning.job_gate import (
 )
 from promptstore.tuning.job_open import run_gate_job
 from promptstore.wiring import open_prompt_store
+
+# Promotions of one retraining wait for people side by side, but open the model one after the other.
+ONE_MODEL = Lock()
 
 
 class Approval(RunInput):
@@ -66,14 +70,15 @@ def look_for_news(parameters: PromoteParameters) -> str | None:
 def gate(parameters: PromoteParameters) -> GateOutcome:
     """The verdict, written into the log."""
     settings = load_settings(model=parameters.model)
-    return run_gate_job(
-        parameters.ref,
-        settings=settings,
-        store=open_prompt_store(settings, create=False),
-        alias=parameters.alias,
-        task_file=parameters.task_file,
-        policy=parameters.policy(),
-    )
+    with ONE_MODEL:
+        return run_gate_job(
+            parameters.ref,
+            settings=settings,
+            store=open_prompt_store(settings, create=False),
+            alias=parameters.alias,
+            task_file=parameters.task_file,
+            policy=parameters.policy(),
+        )
 
 
 def ask_a_person(parameters: PromoteParameters, outcome: GateOutcome) -> Answer:

@@ -1,13 +1,15 @@
 """The flow that keeps prompts fresh: what is due and why, tune it, promote what is no worse."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from prefect import flow, get_run_logger, task
 from prefect.client.schemas.objects import State
 
-from flows.parameters import RetrainParameters
+from flows.parameters import PromoteParameters, RetrainParameters
 from flows.promote import promote
 from flows.report import report_due
 from flows.retrying import is_passing
@@ -72,18 +74,26 @@ def look(parameters: RetrainParameters) -> list[tuple[str, Due]]:
 def promote_each(
     parameters: RetrainParameters, found: Sequence[Due], tuned: JobResult, files: dict[str, str]
 ) -> tuple[list[str], list[str]]:
-    """What passes is promoted; what does not says why and holds up nobody else."""
+    """What passes is promoted; what does not says why. One that waits for a person holds up nobody else."""
     why = {each.task: "; ".join(each.reasons) for each in found}
-    promoted, refused = [], []
-    for each in tuned.tasks:
-        if each.version is None:
-            continue
-        file = files[each.task] if files[each.task].endswith(".toml") else None
-        state: State[PromptVersion | None] = promote(
-            parameters.promotion(each.version, file, f"retrained: {why[each.task]}"), return_state=True
+    wanted = [
+        parameters.promotion(
+            each.version,
+            files[each.task] if files[each.task].endswith(".toml") else None,
+            f"retrained: {why[each.task]}",
         )
-        if state.is_completed():
-            promoted.append(each.version)
-        else:
-            refused.append(str(state.result(raise_on_failure=False)))
+        for each in tuned.tasks
+        if each.version is not None
+    ]
+    with ThreadPoolExecutor(max_workers=max(1, len(wanted)), thread_name_prefix="promote") as pool:
+        # Each thread with a copy of the context, so that Prefect knows whose sub-flow it runs.
+        begun = [pool.submit(copy_context().run, _promote, each) for each in wanted]
+        states = [each.result() for each in begun]
+    promoted = [each.ref for each, state in zip(wanted, states, strict=True) if state.is_completed()]
+    refused = [str(state.result(raise_on_failure=False)) for state in states if not state.is_completed()]
     return promoted, refused
+
+
+def _promote(parameters: PromoteParameters) -> State[PromptVersion | None]:
+    state: State[PromptVersion | None] = promote(parameters, return_state=True)
+    return state
