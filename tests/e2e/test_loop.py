@@ -166,7 +166,7 @@ def test_retraining_runs_itself_from_first_version_to_rollback(loop: Loop) -> No
 
     loop.rig.shell("promptstore rollback sst2 -m 'worse on Mondays'")
     until("the replica returns", lambda: loop.rig.answered_version("sst2") == 1)
-    assert loop.rig.shell("promptstore verify --json")
+    loop.rig.shell("promptstore verify")  # fails unless all is well
 
 
 @pytest.mark.parametrize("victim", ["worker", "prefect", "mlflow"])
