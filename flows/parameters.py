@@ -128,7 +128,14 @@ class RetrainParameters(Parameters):
         )
 
     def tuning(self, tasks: list[str], job: str) -> TuneParameters:
-        return TuneParameters(tasks=tasks, job=job, overrides=self.overrides, model=self.model, fan_out=self.fan_out)
+        return TuneParameters(
+            tasks=tasks,
+            job=job,
+            overrides=self.overrides,
+            search=self.search,
+            model=self.model,
+            fan_out=self.fan_out,
+        )
 
     def promotion(self, ref: str, task_file: str | None, reason: str) -> PromoteParameters:
         return PromoteParameters(

@@ -50,7 +50,8 @@ def retrain(parameters: RetrainParameters) -> RetrainResult:
     wanted = {due.task: name for name, due in looked if due.reasons}
     if not wanted:
         return RetrainResult(tuple(found))
-    job = job_name([each for each in found if each.reasons], parameters.overrides)
+    asked = {**parameters.overrides, "search": True} if parameters.search else parameters.overrides
+    job = job_name([each for each in found if each.reasons], asked)
     state: State[JobResult] = tune(parameters.tuning(list(wanted.values()), job), return_state=True)
     if state.is_failed() and isinstance(error := state.result(raise_on_failure=False), ConflictError):
         get_run_logger().warning("skipped: %s", error)
