@@ -43,7 +43,7 @@ def test_both_tasks_are_ready_to_tune_on_the_demos_model(task_paths: list[Path],
 
 def test_labels_are_equally_frequent_in_every_split(task_paths: list[Path]) -> None:
     for path in task_paths:
-        for rows, size in zip(load_task_rows(read_task(path)), (2000, 400), strict=True):
+        for rows, size in zip(load_task_rows(read_task(path)), (2000, 300), strict=True):
             counts = Counter(row["label"] for row in rows)
             assert len(rows) == size
             assert len(set(counts.values())) == 1, counts
