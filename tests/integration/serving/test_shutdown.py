@@ -107,7 +107,7 @@ class _Load:
 
 def test_sigterm_answers_everything_that_was_accepted(place: Path) -> None:
     port = _free_port()
-    with _server(place, port, "--drain-delay", "0.5") as process:
+    with _server(place, port, "--drain-delay", "3") as process:
         _wait_until_ready(port, process)
         load = _Load(port)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
