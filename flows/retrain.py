@@ -1,20 +1,17 @@
 """The flow that keeps prompts fresh: what is due and why, tune it, promote what is no worse."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from prefect import flow, get_run_logger, task
 from prefect.client.schemas.objects import State
 
-from flows.parameters import PromoteParameters, RetrainParameters
-from flows.promote import promote
+from flows.parameters import RetrainParameters
+from flows.promote_together import promote_together
 from flows.report import report_due
 from flows.retrying import is_passing
 from flows.tune import tune
-from promptstore.core.state import PromptVersion
 from promptstore.errors import ConflictError
 from promptstore.settings import load_settings
 from promptstore.tuning.job_due import Due, due_tasks, job_name
@@ -86,15 +83,7 @@ def promote_each(
         for each in tuned.tasks
         if each.version is not None
     ]
-    with ThreadPoolExecutor(max_workers=max(1, len(wanted)), thread_name_prefix="promote") as pool:
-        # Each thread with a copy of the context, so that Prefect knows whose sub-flow it runs.
-        begun = [pool.submit(copy_context().run, _promote, each) for each in wanted]
-        states = [each.result() for each in begun]
+    states = promote_together(wanted)
     promoted = [each.ref for each, state in zip(wanted, states, strict=True) if state.is_completed()]
     refused = [str(state.result(raise_on_failure=False)) for state in states if not state.is_completed()]
     return promoted, refused
-
-
-def _promote(parameters: PromoteParameters) -> State[PromptVersion | None]:
-    state: State[PromptVersion | None] = promote(parameters, return_state=True)
-    return state

@@ -88,12 +88,12 @@ def test_a_person_decides_on_prefects_page_and_the_log_keeps_who_and_why(
 ) -> None:
     place.tune(model, place.task("sst2"), job="good", **QUICK)
     file = str(place.task_file("sst2"))
-    wait = runner.start("promote", ref="sst2:1", task_file=file, approval="person", approval_poll_s=1)
+    started = runner.start("promote", ref="sst2:1", task_file=file, approval="person", approval_poll_s=1)
     run = wait_until_paused(api, "sst2:1")
     time.sleep(1)  # Prefect pauses first and stores the form's schema after that
     said = {"approve": answer, "approver": "Ada", "reason": "I read the figures"}
     api.post(f"/flow_runs/{run}/resume", json={"run_input": said}).raise_for_status()
-    ended = wait()
+    ended = started.wait()
     store = place.store()
     approvals = [each for each in store.resolve("sst2:1").attestations if each.kind == "approval"]
     if number is None:

@@ -66,12 +66,12 @@ def test_a_node_that_dies_in_a_fit_costs_nothing_and_every_task_is_published_onc
     cluster: RayCluster, place: JobPlace, runner: FlowRunner, api: httpx.Client
 ) -> None:
     files = [str(place.task_file(name)) for name in TASKS]
-    wait = runner.start("tune", tasks=files, job="spread", overrides=LONG, fan_out={"address": cluster.address})
+    started = runner.start("tune", tasks=files, job="spread", overrides=LONG, fan_out={"address": cluster.address})
     job, node = wait_for_a_fit(place.settings.state_dir / "jobs", list(cluster.nodes))
     killed = (job / "lock").read_text()
     node.kill()
     assert not list(job.glob("tasks/*/decision.json")), "the fit had ended before its node was killed"
-    ended = wait()
+    ended = started.wait()
     assert ended.code == 0, ended.error
     assert [each["version"] for each in ended.result["tasks"]] == [f"{name}:1" for name in TASKS]
     assert (job / "lock").read_text() != killed, "the killed fit was not done again by another process"

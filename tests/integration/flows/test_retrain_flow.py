@@ -1,7 +1,9 @@
 """Retraining and care, as processes against a real Prefect server."""
 
 import json
+import signal
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,30 @@ def test_retraining_follows_the_data_and_leaves_production_to_the_gate(
     assert store.resolve("sst2").number == 1
     fourth = runner.run("retrain", **asked)
     assert fourth.result["tuned"] is None, "the same data are not tuned again because the gate refused them"
+
+
+def promotions(api: httpx.Client) -> dict[str, str]:
+    """What the newest retraining wants promoted, and the state of each."""
+    newest = {"flows": {"name": {"any_": ["retrain"]}}, "sort": "START_TIME_DESC", "limit": 1}
+    parents = [run["id"] for run in api.post("/flow_runs/filter", json=newest).raise_for_status().json()]
+    children = {"flow_runs": {"parent_flow_run_id": {"any_": parents}}, "flows": {"name": {"any_": ["promote"]}}}
+    runs = api.post("/flow_runs/filter", json=children).raise_for_status().json()
+    return {run["parameters"]["parameters"]["ref"]: run["state_type"] for run in runs}
+
+
+def test_a_retraining_that_is_stopped_waits_for_nobody(place: JobPlace, runner: FlowRunner, api: httpx.Client) -> None:
+    asked = [str(place.task_file(name)) for name in ("sst2", "mood")]
+    started = runner.start("retrain", tasks=asked, overrides=OVERRIDES, approval="person")
+    paused = {"sst2:1": "PAUSED", "mood:1": "PAUSED"}
+    deadline = time.monotonic() + 200
+    while started.process.poll() is None and promotions(api) != paused and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert promotions(api) == paused
+    started.process.send_signal(signal.SIGTERM)
+    ended = started.wait(30)
+    assert ended.code != 0, ended.error
+    assert promotions(api) == {"sst2:1": "CANCELLED", "mood:1": "CANCELLED"}, ended.error
+    assert all(not place.store().state.task(name).aliases for name in ("sst2", "mood"))
 
 
 def test_care_expires_deletes_and_brings_catalogue_and_copy_up_to_date(
