@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 
 from prefect import flow, get_run_logger, task
-from prefect.client.schemas.objects import State
 
 from flows.parameters import MirrorParameters
-from flows.promote import promote
+from flows.promote_together import promote_together
 from flows.retrying import is_passing
-from promptstore.core.state import PromptVersion
 from promptstore.errors import InvalidInputError
 from promptstore.settings import load_settings
 from promptstore.tracking.registry import MirrorReport, open_mirror
@@ -31,15 +29,9 @@ class Mirrored:
 def mirror(parameters: MirrorParameters) -> Mirrored:
     """Bring MLflow's registry to the state of the log."""
     report = sync(parameters)
-    promoted, refused = [], []
-    for wish in report.requests if parameters.take_requests else ():
-        asked = parameters.promotion(str(wish.ref), wish.alias)
-        state: State[PromptVersion | None] = promote(asked, return_state=True)
-        if state.is_completed():
-            promoted.append(str(wish.ref))
-        else:
-            refused.append(str(state.result(raise_on_failure=False)))
-    return Mirrored(tuple(report.registered), tuple(report.moved), tuple(promoted), tuple(refused))
+    wishes = report.requests if parameters.take_requests else ()
+    promoted, refused = promote_together([parameters.promotion(str(wish.ref), wish.alias) for wish in wishes])
+    return Mirrored(tuple(report.registered), tuple(report.moved), promoted, refused)
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)

@@ -29,18 +29,20 @@ from promptstore.runtime.settling import settle
 Promoted = State[PromptVersion | None]
 
 
-def promote_together(wanted: Sequence[PromoteParameters]) -> list[Promoted]:
-    """The state in which each promotion ended, in order.
+def promote_together(wanted: Sequence[PromoteParameters]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What was promoted, and why the rest was not; one that waits for a person holds up nobody else.
 
     A run that is cancelled or interrupted ends at once: whoever is still asked is told that nobody waits any more.
     """
     begun = [_begin(each) for each in wanted]
     try:
-        return [each.result() for each in begun]
+        states = [each.result() for each in begun]
     except BaseException:
         with suppress(HTTPError):  # the end of the run matters more than a server that has gone
             _call_off()
         raise
+    promoted = tuple(each.ref for each, state in zip(wanted, states, strict=True) if state.is_completed())
+    return promoted, tuple(str(each.result(raise_on_failure=False)) for each in states if not each.is_completed())
 
 
 def _begin(parameters: PromoteParameters) -> Future[Promoted]:

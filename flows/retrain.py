@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from prefect import flow, get_run_logger, task
 from prefect.client.schemas.objects import State
 
-from flows.parameters import RetrainParameters
+from flows.parameters import PromoteParameters, RetrainParameters
 from flows.promote_together import promote_together
 from flows.report import report_due
 from flows.retrying import is_passing
@@ -47,15 +47,16 @@ def retrain(parameters: RetrainParameters) -> RetrainResult:
     wanted = {due.task: name for name, due in looked if due.reasons}
     if not wanted:
         return RetrainResult(tuple(found))
-    asked = {**parameters.overrides, "search": True} if parameters.search else parameters.overrides
-    job = job_name([each for each in found if each.reasons], asked)
+    overrides = {**parameters.overrides, "search": True} if parameters.search else parameters.overrides
+    job = job_name([each for each in found if each.reasons], overrides)
     state: State[JobResult] = tune(parameters.tuning(list(wanted.values()), job), return_state=True)
     if state.is_failed() and isinstance(error := state.result(raise_on_failure=False), ConflictError):
         get_run_logger().warning("skipped: %s", error)
         return RetrainResult(tuple(found), skipped=str(error))
     tuned = state.result()
-    promoted, refused = promote_each(parameters, found, tuned, wanted) if parameters.promote else ((), ())
-    return RetrainResult(tuple(found), None, tuned, tuple(promoted), tuple(refused))
+    asked = promotions(parameters, found, tuned, wanted) if parameters.promote else []
+    promoted, refused = promote_together(asked)
+    return RetrainResult(tuple(found), None, tuned, promoted, refused)
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
@@ -69,12 +70,12 @@ def look(parameters: RetrainParameters) -> list[tuple[str, Due]]:
     return list(zip(names, found, strict=True))
 
 
-def promote_each(
+def promotions(
     parameters: RetrainParameters, found: Sequence[Due], tuned: JobResult, files: dict[str, str]
-) -> tuple[list[str], list[str]]:
-    """What passes is promoted; what does not says why. One that waits for a person holds up nobody else."""
+) -> list[PromoteParameters]:
+    """What the gate is asked about: every version that was made."""
     why = {each.task: "; ".join(each.reasons) for each in found}
-    wanted = [
+    return [
         parameters.promotion(
             each.version,
             files[each.task] if files[each.task].endswith(".toml") else None,
@@ -83,7 +84,3 @@ def promote_each(
         for each in tuned.tasks
         if each.version is not None
     ]
-    states = promote_together(wanted)
-    promoted = [each.ref for each, state in zip(wanted, states, strict=True) if state.is_completed()]
-    refused = [str(state.result(raise_on_failure=False)) for state in states if not state.is_completed()]
-    return promoted, refused
