@@ -1,6 +1,6 @@
 """Run a flow in this process, against the Prefect server that PREFECT_API_URL names.
 
-    python -m flows tune --parameters FILE.json [--result FILE.json]
+    python -m flows tune --parameters FILE.json [--result FILE.json] [--wait SECONDS]
     python -m flows server --home FOLDER --port PORT
     python -m flows deploy [--file infra/prefect.yaml] [--tasks FOLDER] [--pool NAME] [--pool-type process]
     python -m flows worker [--pool NAME] [--pool-type process] [--health-port PORT]
@@ -10,6 +10,7 @@ Exit code 0 if it did what was asked, 1 if not (the last line on standard error 
 """
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -38,6 +39,7 @@ FLOWS: Mapping[str, tuple[str, str]] = {
     "score": ("flows.score", "ScoreParameters"),
     "upgrade_base": ("flows.upgrade_base", "UpgradeBaseParameters"),
 }
+PREFECT_WAIT_S = 7.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif given.command == "announce":
             announce_log(follows=not given.once)
         else:
-            run_flow(given.command, given.parameters, given.result)
+            run_flow(given.command, given.parameters, given.result, wait_s=given.wait)
     except KeyboardInterrupt:
         return _say("interrupted; run it again under the same job name to go on", 130)
     except Exception as error:  # noqa: BLE001 - the boundary of the program
@@ -62,14 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_flow(name: str, parameters_file: Path, result_file: Path | None) -> None:
+def run_flow(name: str, parameters_file: Path, result_file: Path | None, *, wait_s: float = PREFECT_WAIT_S) -> None:
     """Run one flow to its end; its result, failures of single tasks included, goes to `result_file` as JSON.
+
+    wait_s: for a Prefect server that is still starting.
 
     Raises:
         PromptStoreError: what stopped it, or what failed for single tasks while the others went on.
     """
     parameters = _parameters(name, parameters_file)
-    require_prefect()
+    require_prefect(wait_s)
     flow: Callable[[BaseModel], Any] = getattr(import_module(FLOWS[name][0]), name)
     result = flow(parameters)
     if result_file is not None:
@@ -78,8 +82,8 @@ def run_flow(name: str, parameters_file: Path, result_file: Path | None) -> None
         raise PromptStoreError("; ".join(failures))
 
 
-def require_prefect() -> None:
-    """Find out at once, and in one line, whether the Prefect server answers.
+def require_prefect(wait_s: float = PREFECT_WAIT_S) -> None:
+    """Find out before anything is begun, and in one line, whether the Prefect server answers within `wait_s`.
 
     Raises:
         StoreUnavailableError: it does not; nothing was begun.
@@ -89,14 +93,16 @@ def require_prefect() -> None:
     url = PREFECT_API_URL.value()
     if not url:
         raise InvalidInputError("PREFECT_API_URL is not set; `python -m flows server` starts a Prefect server")
-    for pause_s in (1.0, 2.0, 4.0, 0.0):
+    deadline = time.monotonic() + wait_s
+    while True:
         try:
             httpx.get(f"{url}/health", timeout=10).raise_for_status()
             return
         except httpx.HTTPError as error:
-            failure = error
-            time.sleep(pause_s)
-    raise StoreUnavailableError(f"Prefect does not answer at {url} ({failure}); `python -m flows server` starts one")
+            if time.monotonic() >= deadline:
+                said = f"Prefect does not answer at {url} ({error}); `python -m flows server` starts one"
+                raise StoreUnavailableError(said) from error
+            time.sleep(0.5)
 
 
 def start_server(home: Path, port: int) -> NoReturn:
@@ -168,6 +174,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name)
         command.add_argument("--parameters", type=Path, required=True, metavar="FILE", help="JSON object")
         command.add_argument("--result", type=Path, metavar="FILE", help="where the result goes, as JSON")
+        wait = "for a Prefect server that is still starting (%(default)g)"
+        command.add_argument("--wait", type=float, default=PREFECT_WAIT_S, metavar="SECONDS", help=wait)
     server = commands.add_parser("server", help="a Prefect server for this machine alone")
     server.add_argument("--home", type=Path, required=True, metavar="FOLDER")
     server.add_argument("--port", type=int, default=4200)
@@ -218,4 +226,6 @@ def _say(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # the last search for cycles takes seconds where torch, transformers and MLflow are loaded
+    sys.exit(code)

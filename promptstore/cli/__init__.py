@@ -1,6 +1,7 @@
 """The command line. Commands import what they need when they run, so that `--help` is instant."""
 
 import errno
+import gc
 import sys
 
 from promptstore.errors import PromptStoreError
@@ -23,6 +24,8 @@ def main() -> None:
         if stop.code == 130:
             _say_interrupted()
         raise
+    finally:
+        gc.freeze()  # the last search for cycles takes seconds where torch and transformers are loaded
 
 
 def _say_interrupted() -> None:

@@ -156,7 +156,11 @@ class Ledger:
                 yield commit
 
     def state_at(self, moment: datetime) -> StoreState:
-        """The state after the last commit dated `moment` or before, of the log as last seen."""
+        """The state after the last commit dated `moment` or before, of the log as last seen.
+
+        Raises:
+            CorruptError: the log up to there was rewritten since.
+        """
         return state_at(self.objects, self.header, self._state, moment, self._accept)
 
     def mend_checkpoint(self) -> bool:

@@ -1,22 +1,27 @@
 """How the demo runs a flow: as a process of its own that talks to the Prefect server."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptstore.cli.demo.processes import ChildProcess
+from promptstore.cli.demo.processes import READY_S, ChildProcess
 from promptstore.errors import PromptStoreError
 
 
 @dataclass(frozen=True, slots=True)
 class FlowRunner:
-    """Runs flows by name. environment: the settings that the flows' processes get."""
+    """Runs flows by name.
+
+    environment: the settings that the flows' processes get. folder: of their parameters, results and logs.
+    wait_for_prefect: returns once the server answers; a flow's process opens what it needs meanwhile.
+    """
 
     environment: Mapping[str, str]
     folder: Path
+    wait_for_prefect: Callable[[], None]
 
     def run(self, flow: str, label: str, parameters: Mapping[str, Any]) -> Any:
         """The flow's result, as JSON. label: tells this run's files from those of others.
@@ -37,6 +42,7 @@ class FlowRunner:
                 stack.enter_context(self._child(flow, label, parameters, shows_progress=len(runs) == 1))
                 for label, parameters in runs.items()
             ]
+            self.wait_for_prefect()
             for child in children:
                 child.wait_until_ended()
         return {label: self._result(flow, label) for label in runs}
@@ -47,7 +53,7 @@ class FlowRunner:
         asked.write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
         return ChildProcess(
             f"flow {flow}",
-            ("-m", "flows", flow, "--parameters", str(asked), "--result", str(answered)),
+            ("-m", "flows", flow, "--parameters", str(asked), "--result", str(answered), "--wait", f"{READY_S}"),
             environment=self.environment,
             log_path=self.folder / f"{label}.log",
             shows_progress=shows_progress,

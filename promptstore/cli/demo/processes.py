@@ -16,6 +16,7 @@ import httpx
 
 from promptstore.errors import PromptStoreError
 
+READY_S = 180.0
 STOP_AFTER_S = 10.0
 
 
@@ -74,7 +75,7 @@ class ChildProcess:
                 f"{self._name} failed: {cause} (exit code {code}; the whole output is in {self._log_path})"
             )
 
-    def wait_until_ready(self, url: str, *, timeout_s: float) -> None:
+    def wait_until_ready(self, url: str, *, timeout_s: float = READY_S) -> None:
         """Return once `url` answers 200.
 
         Raises:

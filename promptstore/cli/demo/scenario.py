@@ -18,7 +18,6 @@ from promptstore.settings import load_settings
 from promptstore.tuning.demo_data import write_demo_data
 from promptstore.wiring import open_prompt_store
 
-READY_S = 180.0
 SWITCH_S = 60.0
 SWITCHED_TASK = "sentiment"
 TEXTS = (
@@ -52,22 +51,17 @@ def run_demo(folder: Path, *, quick: bool, model: str | None) -> DemoReport:
     with _prefect(place, environment, prefect_port) as prefect:
         fetch_assets(settings.cache_dir)
         task_files = write_demo_data(settings.cache_dir, place.data, quick=quick)
-        prefect.wait_until_ready(f"http://127.0.0.1:{prefect_port}/api/health", timeout_s=READY_S)
-        flows = FlowRunner(environment, place.logs)
+        health = f"http://127.0.0.1:{prefect_port}/api/health"
+        flows = FlowRunner(environment, place.logs, lambda: prefect.wait_until_ready(health))
         steps = QUICK_STEPS if quick else STEPS
         note(f"1/5 tune {len(task_files)} tasks together on one frozen model, {steps['steps']} steps each")
-        tuned = _tune(
-            flows,
-            "tune",
-            task_files,
-            {**FIRST_VERSION, **steps},
-        )
+        tuned = _tune(flows, "tune", task_files, {**FIRST_VERSION, **steps})
         url = f"http://127.0.0.1:{free_port()}"
         with _server(place, environment, url) as server:  # opens the model meanwhile
             note("2/5 gate and promote both tasks at once")
             firsts = {task["version"]: file for task, file in zip(tuned, task_files, strict=True)}
             _promote(flows, firsts, "first version of the demo")
-            server.wait_until_ready(f"{url}/readyz", timeout_s=READY_S)
+            server.wait_until_ready(f"{url}/readyz")
             note(f"3/5 serve at {url}: both tasks in one batch")
             with Client(url) as client:
                 _print_answers(client.classify([task["task"] for task in tuned], TEXTS))

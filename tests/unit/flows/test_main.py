@@ -48,12 +48,11 @@ def test_environments_are_private_and_send_nothing_to_anybody(tmp_path: Path) ->
         assert found["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
 
 
-def test_no_server_is_found_out_before_anything_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_is_found_out_before_anything_is_begun() -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    monkeypatch.setattr("time.sleep", lambda _: None)
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
         pytest.raises(StoreUnavailableError, match=r"does not answer at http://127\.0\.0\.1:9/api"),
     ):
-        require_prefect()
+        require_prefect(wait_s=0.6)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from promptstore.core.manifest import Provenance
+from promptstore.core.operation import MoveAlias
 from promptstore.core.prompt import SoftPrompt
 from promptstore.core.ref import PromptRef
 from promptstore.errors import (
@@ -22,7 +23,8 @@ from promptstore.errors import (
 )
 from promptstore.objects.memory import MemoryObjectStore
 from promptstore.store.cache import PromptCache
-from promptstore.store.layout import BlobKey
+from promptstore.store.following import read_commit
+from promptstore.store.layout import BlobKey, commit_key
 from promptstore.store.ledger import Ledger
 from promptstore.store.promotion import Promotion, Statement
 from promptstore.store.prompt_store import PromptStore
@@ -408,6 +410,21 @@ class TestLookingBack:
             assert reader.at(moment + timedelta(milliseconds=999)) == state
             assert reader.at(moment - timedelta(microseconds=1)).number == state.number - 1
         assert reader.at(datetime(2999, 1, 1, tzinfo=UTC)) == prompts.state
+
+    def test_a_past_that_was_written_anew_is_not_believed(self, prompts: PromptStore, objects: ScriptedObjects) -> None:
+        """Somebody who may write, and chains rightly: another version was in use, they say, up to a moment."""
+        publish(prompts, 3)
+        prompts.promote("sst2:1", "staging")
+        moment = datetime.fromisoformat(prompts.state.at)
+        prompts.promote("sst2:3", "staging")
+        reader = another(objects)
+        told = read_commit(objects, 4)
+        lie = replace(told, operations=(MoveAlias("sst2", "staging", None, 2),))
+        objects.put(commit_key(4), lie.to_bytes())
+        with pytest.raises(CorruptError, match=r"log up to commit 4 .* commit 5"):
+            reader.at(moment)
+        objects.put(commit_key(4), told.to_bytes())
+        assert reader.at(moment).resolve(PromptRef("sst2", alias="staging")).number == 1
 
     def test_looking_back_costs_a_bisection_and_a_tail(self, prompts: PromptStore, objects: ScriptedObjects) -> None:
         publish(prompts, 350)
