@@ -15,6 +15,7 @@ from promptstore.testing.servers.process import group_of
 
 MARK = "PROMPTSTORE_STACK"
 PROC = Path("/proc")
+ENDED = ("Z", "X")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,14 @@ def stop(leader: ProcessId | None, mark: str, *, by: signal.Signals, patience_s:
         _wait_until(lambda left=left: not any(each.is_alive for each in left), wait_s)  # type: ignore[misc]
 
 
+def wait_until_reaped(pid: int, wait_s: float) -> None:
+    """Return once the parent of an ended process took note of its end, which the init of some machines does late.
+
+    Until then its number looks alive to others: PostgreSQL does not start while its lock file names such a one.
+    """
+    _wait_until(lambda: _stat(pid)[0] not in ENDED, wait_s)
+
+
 def running(mark: str) -> list[ProcessId]:
     """Every live process that carries the mark."""
     return list(_marked(mark))
@@ -116,12 +125,16 @@ class _Entry:
 
 
 def _read_entry(pid: int) -> _Entry | None:
+    state, *others = _stat(pid)
+    return None if state in {"", *ENDED} else _Entry(int(others[0]), int(others[18]))
+
+
+def _stat(pid: int) -> list[str]:
     """proc(5): the name in parentheses may hold anything; state is field 3, parent 4, start time 22."""
     try:
-        state, parent, *others = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return None
-    return None if state in {"Z", "X"} else _Entry(int(parent), int(others[17]))
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return [""]
 
 
 def _boot() -> str:

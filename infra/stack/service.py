@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import httpx
 
 from infra.stack.place import StackPlace
-from infra.stack.processes import ProcessId, ProcessRecord, running, start, stop
+from infra.stack.processes import ProcessId, ProcessRecord, running, start, stop, wait_until_reaped
 from promptstore.errors import PromptStoreError
 
 LOG_LINES = 15
+REAPED_WITHIN_S = 30.0
 
 
 def nothing() -> None:
@@ -95,7 +96,7 @@ class Service:
 
     def stop(self) -> bool:
         """Whether anything of it still ran."""
-        leader, mark = self.process, self.place.mark(self.name)
+        record, leader, mark = self._record, self.process, self.place.mark(self.name)
         was_running = leader is not None or bool(running(mark))
         stop(leader, mark, by=self.stop_by, patience_s=self.stops_within_s)
         if left := running(mark):
@@ -103,6 +104,8 @@ class Service:
             raise PromptStoreError(
                 f"{self.name} cannot be ended: process {pids} goes on; see {self.place.log(self.name)}"
             )
+        if record is not None:
+            wait_until_reaped(record.process.pid, REAPED_WITHIN_S)
         self.place.pid_file(self.name).unlink(missing_ok=True)
         return was_running
 

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -90,7 +91,8 @@ class Loop:
     def kill(self, service: str) -> None:
         """As a machine's end would: the service and everything it started, at once."""
         for process in self.rig.processes[service]:
-            os.kill(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended because an earlier one did
+                os.kill(process.pid, signal.SIGKILL)
 
     def approve(self, ref: str) -> None:
         """Answer the form that waits for `ref`, as Prefect's page does."""

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from infra.stack.place import StackSettings
-from infra.stack.processes import ProcessId, running, start, stop
+from infra.stack.processes import ProcessId, running, start, stop, wait_until_reaped
 from infra.stack.rig import SERVICES, StackRig
 from promptstore.testing.job_place import JobPlace
 
@@ -119,3 +120,14 @@ def test_children_are_found_after_their_parent_was_killed(tmp_path: Path) -> Non
     os.waitpid(parent.pid, 0)
     stop(parent, mark, by=signal.SIGTERM, patience_s=5)
     assert running(mark) == []
+
+
+def test_an_ended_process_is_waited_for_until_its_number_is_free(tmp_path: Path) -> None:
+    child = start(["sleep", "300"], environment={"PATH": os.defpath}, mark=str(tmp_path), log=tmp_path / "log")
+    os.kill(child.pid, 9)
+    reaper = threading.Timer(1.0, os.waitpid, (child.pid, 0))
+    reaper.start()
+    wait_until_reaped(child.pid, 30)
+    assert not Path(f"/proc/{child.pid}").exists()
+    reaper.join()
+    wait_until_reaped(child.pid, 30)
