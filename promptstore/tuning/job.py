@@ -20,6 +20,7 @@ from promptstore.tracking.port import RunStatus, Tracker
 from promptstore.tuning.evaluate import EvaluationCase, evaluate, evaluate_all
 from promptstore.tuning.events import FitFinished, FitResult, Notice, StepReport, ValidationReport
 from promptstore.tuning.fit import FitOptions, fit
+from promptstore.tuning.job_baseline import BASELINES, MOST_SEARCHED, known_baseline
 from promptstore.tuning.job_checkpoint import checkpoint_slot
 from promptstore.tuning.job_folder import Decision, JobFolder, job_folder
 from promptstore.tuning.job_log import PromptLog, tags_of
@@ -31,11 +32,6 @@ from promptstore.tuning.task_file import without_local_paths
 from promptstore.tuning.text_prompt import text_prompt
 
 log = logging.getLogger(__name__)
-
-# What stands beside a version's own metrics, by the note of the job that holds it: the bare model, a written prompt.
-BASELINES = ("untuned", "text_prompt")
-# How many of a task's newest versions are searched for the work of a job whose folder was lost.
-MOST_SEARCHED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +133,20 @@ class _Job:
         return self._done
 
     def _judge_baselines(self, plans: Sequence[TaskPlan]) -> None:
-        """How the bare model does, and one that is told and shown what to do; all tasks in one batch."""
+        """How the bare model does, and one that is told and shown what to do; all tasks in one batch.
+
+        Only what no earlier version of the task tells already.
+        """
         names = BASELINES if self._tools.settings.text_prompt_baseline else BASELINES[:1]
-        missing = [(plan, name) for name in names for plan in plans if self._folder.note(plan.name, name) is None]
+        missing = []
+        for plan, name in ((plan, name) for name in names for plan in plans):
+            if self._folder.note(plan.name, name) is not None:
+                continue
+            if known := known_baseline(name, plan, self._tools.model, self._tools.store):
+                self._logs[plan.name].figures(name, known, step=0)
+                self._folder.write_note(plan.name, name, known)
+            else:
+                missing.append((plan, name))
         if not missing:
             return
         for plan, name in missing:

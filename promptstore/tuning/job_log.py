@@ -97,13 +97,17 @@ class PromptLog:
 
     def evaluation(self, name: str, found: Evaluation, *, step: int) -> None:
         """How the prompt, or the model without one, does on held-out rows."""
-        for run in (self._job_run, self._run):
-            run.log_metrics({f"{name}/{metric}": value for metric, value in found.metrics.items()}, step=step)
+        self.figures(name, found.metrics, step=step)
         self._run.log_artifact(f"evaluation/{name}.json", json.dumps(found.to_json(), indent=2).encode())
         if found.labels:
             title = f"{self._task.name}: {name} on held-out rows"
             matrix: list[list[int]] = found.confusion.tolist()
             self._run.log_artifact(f"figures/confusion_{name}.png", confusion_matrix(found.labels, matrix, title))
+
+    def figures(self, name: str, metrics: Mapping[str, float], *, step: int) -> None:
+        """Of an evaluation: its metrics alone, where an earlier run holds the rest."""
+        for run in (self._job_run, self._run):
+            run.log_metrics({f"{name}/{metric}": value for metric, value in metrics.items()}, step=step)
 
     def published(self, version: PromptVersion) -> None:
         tags: dict[str, str] = {"version": str(version), "digest": version.digest}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from promptstore.tracking.mlflow_sink import connect
 from promptstore.tuning.job import tune_tasks
 from promptstore.tuning.job_folder import job_folder
 from promptstore.tuning.job_progress import SilentProgress
-from promptstore.tuning.job_result import TunedTask
+from promptstore.tuning.job_result import JobResult, TunedTask
 from promptstore.tuning.task_file import read_task
 
 pytestmark = pytest.mark.slow
@@ -111,6 +112,27 @@ def test_repeating_a_finished_job_publishes_nothing_and_says_the_same(model: Fro
     again = place.tune(model, task)
     assert again.tasks == first.tasks
     assert len(place.store().state.task("sst2").versions) == 1
+
+
+def test_baselines_are_judged_again_only_where_data_or_question_are_new(model: FrozenModel, place: JobPlace) -> None:
+    client = connect(place.mlflow_uri)
+
+    def judged(result: JobResult) -> set[str]:
+        run_id = result.tasks[0].mlflow_run
+        assert client.get_run(run_id).data.metrics["untuned/accuracy"] == result.tasks[0].untuned
+        return {Path(each.path).stem for each in client.list_artifacts(run_id, "evaluation")}
+
+    task = place.task("sst2")
+    everything = {"untuned", "text_prompt", "tuned"}
+    first = place.tune(model, task)
+    assert judged(first) == everything
+    second = place.tune(model, task, job="other-seed", seed=7)
+    assert judged(second) == {"tuned"}
+    assert [each.untuned for each in second.tasks] == [each.untuned for each in first.tasks]
+    assert [each.text_prompt for each in second.tasks] == [each.text_prompt for each in first.tasks]
+    asked_otherwise = replace(task, template="{text} It was")
+    assert judged(place.tune(model, asked_otherwise, job="template")) == everything
+    assert judged(place.tune(model, place.task("sst2", is_mislabelled=True), job="labels")) == everything
 
 
 class Killed(SilentProgress):
