@@ -20,7 +20,7 @@ from promptstore.tuning.events import FitFinished, StepReport
 from promptstore.tuning.fit import FitOptions, fit
 from promptstore.tuning.fit_checkpoint import FileSlot
 
-jobs = [sentiment_job("a", steps=60, evaluate_every=20), echo_job("b", steps=40, evaluate_every=15)]
+jobs = [sentiment_job("a", steps=30, evaluate_every=10), echo_job("b", steps=20, evaluate_every=8)]
 options = FitOptions(report_every=1, save_every_s=0)
 for event in fit(tiny_llama(), jobs, options=options, checkpoint=FileSlot(Path(sys.argv[1]))):
     if isinstance(event, StepReport):
@@ -55,10 +55,10 @@ def run(checkpoint: Path, *, kill_after: int | None) -> dict[Line, float | str]:
 @pytest.mark.slow
 def test_a_killed_fit_goes_on_with_the_same_loss_curve(tmp_path: Path) -> None:
     expected = run(tmp_path / "never-killed", kill_after=None)
-    assert len(expected) == 60 + 40 + 2
+    assert len(expected) == 30 + 20 + 2
     found: dict[Line, float | str] = {}
     lives = []
-    for kill_after in (1, 33, 27, None):
+    for kill_after in (1, 17, 13, None):
         life = run(tmp_path / "killed", kill_after=kill_after)
         for key in life.keys() & found.keys():
             assert life[key] == found[key]
