@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -110,6 +111,8 @@ def wait_until_reaped(pid: int, wait_s: float) -> None:
 
     Until then its number looks alive to others: PostgreSQL does not start while its lock file names such a one.
     """
+    with suppress(ChildProcessError):  # somebody else's
+        os.waitpid(pid, os.WNOHANG)
     _wait_until(lambda: _stat(pid)[0] not in ENDED, wait_s)
 
 

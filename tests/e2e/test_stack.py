@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from pathlib import Path
 
@@ -123,11 +122,17 @@ def test_children_are_found_after_their_parent_was_killed(tmp_path: Path) -> Non
 
 
 def test_an_ended_process_is_waited_for_until_its_number_is_free(tmp_path: Path) -> None:
-    child = start(["sleep", "300"], environment={"PATH": os.defpath}, mark=str(tmp_path), log=tmp_path / "log")
-    os.kill(child.pid, 9)
-    reaper = threading.Timer(1.0, os.waitpid, (child.pid, 0))
-    reaper.start()
-    wait_until_reaped(child.pid, 30)
-    assert not Path(f"/proc/{child.pid}").exists()
-    reaper.join()
-    wait_until_reaped(child.pid, 30)
+    """Its parent, a sleep, never asks for its end; whoever inherits it does."""
+    script = "sleep 300 & echo $! > child; exec sleep 2"
+    parent = start(["bash", "-c", script], environment={"PATH": os.defpath}, mark=str(tmp_path), log=tmp_path / "log")
+    child = tmp_path / "child"
+    deadline = time.monotonic() + 30
+    while not (child.exists() and child.read_text().strip()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pid = int(child.read_text())
+    for each in (pid, parent.pid):
+        os.kill(each, 9)
+        while ProcessId.of(each) is not None:
+            time.sleep(0.01)
+        wait_until_reaped(each, 30)
+        assert not Path(f"/proc/{each}").exists()
