@@ -27,6 +27,8 @@ from promptstore.core.state import PromptVersion
 from promptstore.runtime.settling import settle
 
 Promoted = State[PromptVersion | None]
+UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
+PAGE = 200  # no more are read at once
 
 
 def promote_together(wanted: Sequence[PromoteParameters]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -56,8 +58,11 @@ def _begin(parameters: PromoteParameters) -> Future[Promoted]:
 def _call_off() -> None:
     waiting = FlowRunFilter(
         parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[UUID(flow_run.get_id())]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED, StateType.RUNNING])),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
     )
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=waiting, sort=FlowRunSort.START_TIME_ASC, limit=200):
-            client.set_flow_run_state(run.id, Cancelled(message="the run that asked for it was stopped"), force=True)
+        while runs := client.read_flow_runs(flow_run_filter=waiting, sort=FlowRunSort.START_TIME_ASC, limit=PAGE):
+            for run in runs:
+                client.set_flow_run_state(
+                    run.id, Cancelled(message="the run that asked for it was stopped"), force=True
+                )
