@@ -8,7 +8,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from promptstore.batch.score import ScoreSummary
 from promptstore.tuning.job_due import Due
 from promptstore.tuning.job_gate import GateOutcome
-from promptstore.tuning.job_result import JobResult
+from promptstore.tuning.job_result import JobResult, TunedTask
 from promptstore.tuning.upgrade_release import UpgradeResult
 
 
@@ -27,6 +27,7 @@ def tuning_table(result: JobResult) -> list[dict[str, Any]]:
             "untuned": _figure(each.untuned),
             "text prompt": _figure(each.text_prompt),
             "tuned": _figure(each.tuned),
+            **_of_members(each),
             "version": each.version or "none",
             "digest": (each.digest or "")[:12],
             "MLflow run": each.mlflow_run or "",
@@ -54,10 +55,19 @@ def tuning_page(result: JobResult, *, mlflow_uri: str, server_url: str) -> str:
         version = "none"
         if each.version and each.digest:
             version = f"[{each.version}]({server_url.rstrip('/')}/console#{each.version}) `{each.digest[:12]}`"
-        figures = f"{_figure(each.untuned)} | {_figure(each.tuned)}"
+        members = ", ".join(f"{name} {value}" for name, value in _of_members(each).items())
+        figures = f"{_figure(each.untuned)} | {_figure(each.tuned)}{f' ({members})' if members else ''}"
         failure = (each.failure or "").replace("|", "\\|").replace("\n", " ")
         lines.append(f"| {each.task} | {each.metric} | {figures} | {version} | {run} | {failure} |")
     return "\n".join(lines)
+
+
+def _of_members(task: TunedTask) -> dict[str, Any]:
+    """What an ensemble is compared with: its members alone."""
+    if task.members == 1:
+        return {}
+    figures = {"average": _figure(task.member_average), "best": _figure(task.member_best)}
+    return {"members": task.members, **figures}
 
 
 def tuning_summary(result: JobResult) -> str:

@@ -9,6 +9,7 @@ import platformdirs
 
 from infra.bench.tuning_peft import PeftSettings, train_with_peft
 from infra.bench.tuning_tasks import TASKS, load_split
+from promptstore.core.ensemble import COMBINATIONS, Ensemble
 from promptstore.core.prompt import SoftPrompt
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.source import find_model, open_model
@@ -123,13 +124,14 @@ class QualityRuns:
         results = _fitted(self._model, jobs)
         cases = [EvaluationCase(TASKS[LESTER_TASK], each.last, held_out(LESTER_TASK)) for each in results.values()]
         found = dict(zip(results, evaluate_all(self._model, cases), strict=True))
-        ensemble = combine([found[f"vocabulary/{seed}"] for seed in seeds["vocabulary"]])
+        members = [found[f"vocabulary/{seed}"] for seed in seeds["vocabulary"]]
+        mean, vote = (combine(members, Ensemble(len(members), each)) for each in COMBINATIONS)
         return {
             "accuracy": {name: [found[f"{name}/{seed}"].value for seed in seeds[name]] for name in kinds},
-            "ensemble": ensemble.vote.value,
-            "ensemble_mean": ensemble.mean.value,
-            "ensemble_average": ensemble.average,
-            "ensemble_best": ensemble.best,
+            "ensemble": vote.value,
+            "ensemble_mean": mean.value,
+            "ensemble_average": vote.member_metrics["member_average_accuracy"],
+            "ensemble_best": vote.member_metrics["member_best_accuracy"],
         }
 
 

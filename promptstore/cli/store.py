@@ -78,6 +78,7 @@ def show(ref: RefArgument, store: StoreOption = None, as_json: JsonOption = Fals
     prompts = open_store(store)
     version = prompts.resolve(ref)
     manifest = prompts.manifest(version.digest)
+    ensemble = manifest.payload.ensemble
     facts: dict[str, Any] = {
         "version": str(version),
         "digest": version.digest,
@@ -89,6 +90,7 @@ def show(ref: RefArgument, store: StoreOption = None, as_json: JsonOption = Fals
         "base_model": manifest.fingerprint.name,
         "num_virtual_tokens": manifest.payload.num_virtual_tokens,
         "hidden_size": manifest.payload.hidden_size,
+        **({"ensemble": ensemble.to_json()} if ensemble is not None else {}),
         "payload_bytes": manifest.payload.payload_bytes,
         **{f"metric.{name}": value for name, value in manifest.metrics.items()},
         **{f"provenance.{name}": value for name, value in manifest.provenance.to_json().items() if value},

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from promptstore.cli.options import AliasOption, JsonOption, ModelOption, RefArgument, StoreOption, TaskFilesArgument
+from promptstore.cli.options import (
+    AliasOption,
+    JsonOption,
+    ModelOption,
+    ReasonOption,
+    RefArgument,
+    StoreOption,
+    TaskFilesArgument,
+)
 from promptstore.cli.output import emit, emit_one, note
 from promptstore.core.ref import DEFAULT_ALIAS
 from promptstore.errors import InvalidInputError, PromptStoreError, RefusedError
@@ -46,7 +54,8 @@ def tune(
         overrides=_overrides(settings_of_fit or ()),
         searches=search,
     )
-    columns = ("task", "untuned", "text_prompt", "tuned", "version", "digest", "seconds", "failure")
+    of_members = ("members", "member_average", "member_best") if any(each.members > 1 for each in result.tasks) else ()
+    columns = ("task", "untuned", "text_prompt", "tuned", *of_members, "version", "digest", "seconds", "failure")
     emit([_row(each) for each in result.tasks], as_json=as_json, columns=columns)
     if result.failures:
         raise PromptStoreError("; ".join(result.failures))
@@ -102,16 +111,35 @@ def explain(
 
     base = open_base_model(model, load_settings(store=store))
     pulled = open_store(store).pull(ref, for_model=base.fingerprint)
-    reading = read(base, pulled.prompt, pulled.manifest.task, k=k)
+    readings = [read(base, member, pulled.manifest.task, k=k) for member in pulled.prompt.members]
     if as_json:
-        emit([{"version": str(pulled.version), **reading.to_json()}], as_json=True)
+        emit([{"version": str(pulled.version), **each.to_json()} for each in readings], as_json=True)
         return
-    emit(reading.to_table(), as_json=False)
-    note(
-        f"tightness of {reading.control.vectors} random vectors: {reading.control.tightness_mean:.3f} "
-        f"± {reading.control.tightness_deviation:.3f}; {reading.distinct_virtual_tokens} of "
-        f"{len(reading.virtual_tokens)} virtual tokens are distinct. {reading.caution}"
-    )
+    for at, reading in enumerate(readings, start=1):
+        emit(reading.to_table(), as_json=False)
+        which = f"member {at} of {len(readings)}: " if len(readings) > 1 else ""
+        note(
+            f"{which}tightness of {reading.control.vectors} random vectors: {reading.control.tightness_mean:.3f} "
+            f"± {reading.control.tightness_deviation:.3f}; {reading.distinct_virtual_tokens} of "
+            f"{len(reading.virtual_tokens)} virtual tokens are distinct. {reading.caution}"
+        )
+
+
+@app.command(rich_help_panel="Tune")
+def combine(
+    refs: Annotated[list[str], typer.Argument(help="Versions of one task, as in sst2:3 sst2:4 sst2:5.")],
+    by: Annotated[str, typer.Option(help="mean: the likeliest label on average; vote: the label most say.")] = "mean",
+    reason: ReasonOption = "",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish several versions of one task as one that answers for them all; gate it before it is promoted."""
+    from promptstore.cli.store import open_store
+    from promptstore.store.combining import combine_versions
+
+    version = combine_versions(open_store(store), refs, by, reason=reason)
+    facts = {"version": str(version), "digest": version.digest, "members": refs}
+    emit_one(facts, f"{version} answers for {', '.join(refs)}", as_json=as_json)
 
 
 def _row(task: "TunedTask") -> dict[str, Any]:

@@ -15,13 +15,16 @@ def format_instant(moment: datetime) -> str:
     '2026-03-01T00:00:00.000000Z'
 
     Raises:
-        InvalidInputError: `moment` has no time zone.
+        InvalidInputError: `moment` has no time zone, or is before year 1 or after year 9999 in UTC.
     """
     if moment.tzinfo is None:
         raise InvalidInputError(
             f"time {moment.isoformat()} has no time zone; add one, as in {moment.isoformat()}+00:00"
         )
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    try:
+        return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    except OverflowError as error:
+        raise InvalidInputError(f"time {moment.isoformat()} is out of range in UTC; give another") from error
 
 
 def parse_instant(text: str, what: str) -> datetime:

@@ -5,22 +5,47 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from promptstore.core.digest import canonical_json, parse_json, sha256_hex
+from promptstore.core.ensemble import Ensemble
 from promptstore.core.fields import Fields
 from promptstore.core.fingerprint import BaseModelFingerprint
 from promptstore.core.task import TaskSpec
 from promptstore.errors import CorruptError, InvalidInputError
 
 MANIFEST_FORMAT = 1
+ENSEMBLE_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """The stored bytes of a prompt: a safetensors file with one float32 [P, H] tensor."""
+    """The stored bytes of a prompt: a safetensors file with one float32 [P, H] tensor, [K, P, H] of an ensemble."""
 
     digest: str
     payload_bytes: int
     num_virtual_tokens: int
     hidden_size: int
+    ensemble: Ensemble | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        described = {
+            "digest": self.digest,
+            "bytes": self.payload_bytes,
+            "num_virtual_tokens": self.num_virtual_tokens,
+            "hidden_size": self.hidden_size,
+        }
+        return described if self.ensemble is None else {**described, "ensemble": self.ensemble.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Payload":
+        fields = Fields(value, "manifest: payload")
+        payload = cls(
+            digest=fields.digest("digest"),
+            payload_bytes=fields.integer("bytes", at_least=1),
+            num_virtual_tokens=fields.integer("num_virtual_tokens", at_least=1),
+            hidden_size=fields.integer("hidden_size", at_least=1),
+            ensemble=Ensemble.from_json(fields.mapping("ensemble")) if fields.has("ensemble") else None,
+        )
+        fields.done()
+        return payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +89,9 @@ class Manifest:
     """A version without its number: payload, model, task, provenance and the metrics known at publish.
 
     Holds no clock time, so publishing the same thing twice gives the same digest.
+
+    Raises:
+        InvalidInputError: an ensemble for a task that generates text: only labels have an average.
     """
 
     payload: Payload
@@ -72,17 +100,23 @@ class Manifest:
     provenance: Provenance = Provenance()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.payload.ensemble is not None and self.task.kind != "classification":
+            raise InvalidInputError(
+                f"task {self.task.name} generates text, an ensemble classifies; publish its members one by one"
+            )
+
+    @property
+    def format(self) -> int:
+        """A reader that knows no ensembles must not take one for a prompt."""
+        return MANIFEST_FORMAT if self.payload.ensemble is None else ENSEMBLE_FORMAT
+
     def to_bytes(self) -> bytes:
         """Canonical JSON; its SHA-256 is `digest`."""
         return canonical_json(
             {
-                "format": MANIFEST_FORMAT,
-                "payload": {
-                    "digest": self.payload.digest,
-                    "bytes": self.payload.payload_bytes,
-                    "num_virtual_tokens": self.payload.num_virtual_tokens,
-                    "hidden_size": self.payload.hidden_size,
-                },
+                "format": self.format,
+                "payload": self.payload.to_json(),
                 "fingerprint": self.fingerprint.to_json(),
                 "task": self.task.to_json(),
                 "provenance": self.provenance.to_json(),
@@ -102,8 +136,8 @@ class Manifest:
             CorruptError: not a manifest of a format this version reads.
         """
         fields = Fields(parse_json(data, "manifest"), "manifest")
-        if (found := fields.integer("format")) != MANIFEST_FORMAT:
-            raise CorruptError(f"manifest has format {found}, this promptstore reads {MANIFEST_FORMAT}; upgrade it")
+        if (found := fields.integer("format")) not in (MANIFEST_FORMAT, ENSEMBLE_FORMAT):
+            raise CorruptError(f"manifest has format {found}, this promptstore reads {ENSEMBLE_FORMAT}; upgrade it")
         try:
             manifest = _read(fields)
             is_canonical = manifest.to_bytes() == data
@@ -115,19 +149,12 @@ class Manifest:
 
 
 def _read(fields: Fields) -> Manifest:
-    payload = Fields(fields.mapping("payload"), "manifest: payload")
     manifest = Manifest(
-        payload=Payload(
-            digest=payload.digest("digest"),
-            payload_bytes=payload.integer("bytes", at_least=1),
-            num_virtual_tokens=payload.integer("num_virtual_tokens", at_least=1),
-            hidden_size=payload.integer("hidden_size", at_least=1),
-        ),
+        payload=Payload.from_json(fields.mapping("payload")),
         fingerprint=BaseModelFingerprint.from_json(fields.mapping("fingerprint")),
         task=TaskSpec.from_json(fields.mapping("task")),
         provenance=Provenance.from_json(fields.mapping("provenance")),
         metrics=fields.numbers("metrics"),
     )
-    payload.done()
     fields.done()
     return manifest

@@ -175,8 +175,14 @@ class PromptBank(Generic[Source]):
         if self._spill is not None and (spilled := self._spill.get(digest)) is not None:
             return spilled, "disk"
         source = entry.source.result()
-        embeddings = torch.tensor(source.prompt.embeddings, device=self._model.device)
-        return self._decoding.prepare(embeddings, source.prefix_ids, is_after=source.is_after), "computed"
+        members = [
+            self._decoding.prepare(
+                torch.tensor(each.embeddings, device=self._model.device), source.prefix_ids, is_after=source.is_after
+            )
+            for each in source.prompt.members
+        ]
+        ensemble = source.prompt.ensemble
+        return members[0] if ensemble is None else PreparedPrompt.together(members, ensemble), "computed"
 
     def _make_room(self, newest: str) -> None:
         """Moves what is over budget from the device to the host and from there to disk, `newest` excepted."""

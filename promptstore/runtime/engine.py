@@ -1,19 +1,22 @@
 """Answers batches that mix tasks, versions, lengths and sampling; one thread owns it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from promptstore.core.ensemble import Ensemble
+from promptstore.errors import InvalidInputError
 from promptstore.lm.end_tokens import end_token_ids
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.bank import PromptBank
 from promptstore.runtime.job import Failed, Finished, Generated, GenerateJob, Job, Scored, ScoreJob, not_finite
 from promptstore.runtime.memory import divide_and_retry, free_memory, is_out_of_memory
-from promptstore.runtime.row import Decoding, Row
+from promptstore.runtime.row import Decoding, PreparedPrompt, Row
 from promptstore.runtime.sampling import ChosenToken, Sampler
 from promptstore.runtime.text_stream import TextStream
 
@@ -85,10 +88,14 @@ class Engine:
         self._set_aside = []
 
     def _score(self, jobs: Sequence[ScoreJob]) -> None:
-        states = self._decoding.read(self._rows(jobs))
-        logits = self._label_logits(states, jobs)
+        """An ensemble's input is one row for each member."""
+        ready = self._ready(jobs)
+        asked = [(job, member) for job in jobs for member in ready[job.digest].members]
+        states = self._decoding.read([Row(member, job.input_ids) for job, member in asked])
+        logits = iter(self._label_logits(states, [job for job, _ in asked]))
+        answers = [_combined(logits, ready[job.digest].ensemble) for job in jobs]
         self._note_batch(jobs, len(jobs))
-        for job, row in zip(jobs, logits, strict=True):
+        for job, row in zip(jobs, answers, strict=True):
             is_finite = all(map(math.isfinite, row))
             job.deliver(Scored(row, batch_rows=len(jobs)) if is_finite else Failed(not_finite()))
 
@@ -202,7 +209,20 @@ class Engine:
             job.batch_rows = rows
 
     def _rows(self, jobs: Sequence[Job]) -> list[Row]:
-        ready = {digest: self._bank.find(digest) for digest in dict.fromkeys(job.digest for job in jobs)}
+        ready = self._ready(jobs)
+        if any(prepared.ensemble is not None for prepared in ready.values()):
+            raise InvalidInputError("an ensemble scores labels and generates no text; ask one of its members")
+        return [Row(ready[job.digest], job.input_ids) for job in jobs]
+
+    def _ready(self, jobs: Sequence[Job]) -> Mapping[str, PreparedPrompt]:
+        found = {digest: self._bank.find(digest) for digest in dict.fromkeys(job.digest for job in jobs)}
         for job in jobs:
-            job.place = job.place or ready[job.digest][1]
-        return [Row(ready[job.digest][0], job.input_ids) for job in jobs]
+            job.place = job.place or found[job.digest][1]
+        return {digest: prepared for digest, (prepared, _) in found.items()}
+
+
+def _combined(logits: Iterator[tuple[float, ...]], ensemble: Ensemble | None) -> tuple[float, ...]:
+    """The next answer: one row's logits, or those of all members together."""
+    if ensemble is None:
+        return next(logits)
+    return tuple(ensemble.combine(list(islice(logits, ensemble.members))).tolist())

@@ -1,30 +1,51 @@
 """A prompt made ready for one model, and one input behind it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from promptstore.core.ensemble import Ensemble
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedPrompt:
     """What the model needs of a prompt: its keys and values, or its embeddings.
 
-    tensors: `suffix`, [P, H], is a prompt that stands after the input; the others belong before it.
+    tensors: `suffix`, [P, H], is a prompt that stands after the input; the others belong before it. Of an ensemble each
+    has one dimension more, in front: [K, ...].
     prefix_ids: tokens that every input of the task starts with and that the tensors already cover.
     """
 
     tensors: Mapping[str, Tensor]
     prefix_ids: tuple[int, ...] = ()
+    ensemble: Ensemble | None = None
+
+    @classmethod
+    def together(cls, members: Sequence["PreparedPrompt"], ensemble: Ensemble) -> "PreparedPrompt":
+        """Members that were prepared alone, all behind the same tokens."""
+        first = members[0]
+        tensors = {name: torch.stack([each.tensors[name] for each in members]) for name in first.tensors}
+        return cls(tensors, first.prefix_ids, ensemble)
+
+    @property
+    def members(self) -> "tuple[PreparedPrompt, ...]":
+        """What each input is computed under; nothing is copied."""
+        if self.ensemble is None:
+            return (self,)
+        return tuple(
+            PreparedPrompt({name: tensor[at] for name, tensor in self.tensors.items()}, self.prefix_ids)
+            for at in range(self.ensemble.members)
+        )
 
     @property
     def size_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def to(self, device: torch.device) -> "PreparedPrompt":
-        return PreparedPrompt({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.prefix_ids)
+        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
 class Row(NamedTuple):

@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import load, save
 from torch import Tensor
 
+from promptstore.core.ensemble import COMBINATIONS, Ensemble
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.row import PreparedPrompt
 from promptstore.store.files import write_atomically
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?P<digest>[0-9a-f]{64})\.(?P<model>[0-9a-f]{16})\.(?P<content>[0-9a-f]{64})\.safetensors")
 _PREFIX_IDS = "prefix_ids"
+# Of an ensemble: how many members, and the place of the combination in COMBINATIONS.
+_ENSEMBLE = "ensemble"
 _TORN_AFTER_S = 3600.0
 
 
@@ -52,7 +55,10 @@ class DiskSpill:
         if digest in files or prepared.size_bytes > self._budget_bytes:
             return
         tensors = {name: tensor.contiguous().cpu() for name, tensor in prepared.tensors.items()}
-        data = save({**tensors, _PREFIX_IDS: torch.tensor(prepared.prefix_ids, dtype=torch.int64)})
+        tensors[_PREFIX_IDS] = torch.tensor(prepared.prefix_ids, dtype=torch.int64)
+        if (ensemble := prepared.ensemble) is not None:
+            tensors[_ENSEMBLE] = torch.tensor([ensemble.members, COMBINATIONS.index(ensemble.combination)])
+        data = save(tensors)
         name = f"{digest}.{self._model_key}.{hashlib.sha256(data).hexdigest()}.safetensors"
         path = self._folder / name
         try:
@@ -81,7 +87,11 @@ class DiskSpill:
         with contextlib.suppress(OSError):
             os.utime(path)
         prefix_ids = tuple(int(index) for index in tensors.pop(_PREFIX_IDS))
-        return PreparedPrompt(tensors, prefix_ids).to(self._device)
+        ensemble = None
+        if _ENSEMBLE in tensors:
+            members, combination = tensors.pop(_ENSEMBLE).tolist()
+            ensemble = Ensemble(members, COMBINATIONS[combination])
+        return PreparedPrompt(tensors, prefix_ids, ensemble).to(self._device)
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:
         try:

@@ -31,9 +31,14 @@ def export_prompt(pulled: PulledPrompt, to: Path) -> Path:
     """Write a version in the form that the ending of `to` names; a path without one is a PEFT adapter folder.
 
     Raises:
-        InvalidInputError: another ending, the place cannot be written, or a PEFT adapter is asked for of a prompt that
-            stands after the input: PEFT would put it before.
+        InvalidInputError: another ending, the place cannot be written, a PEFT adapter is asked for of a prompt that
+            stands after the input: PEFT would put it before; or anything but a bundle of an ensemble.
     """
+    if to.suffix != ".bundle" and pulled.prompt.ensemble is not None:
+        raise InvalidInputError(
+            f"{pulled.version} is an ensemble of {pulled.prompt.ensemble.members} prompts, which other tools have no "
+            "form for; export a .bundle instead"
+        )
     if to.suffix == "" and pulled.manifest.task.placement == "after":
         raise InvalidInputError(
             f"{pulled.version} stands after the input, and PEFT puts prompts before it; export a .bundle instead"

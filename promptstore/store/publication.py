@@ -26,6 +26,7 @@ class Publication:
             payload_bytes=len(self._payload),
             num_virtual_tokens=prompt.num_virtual_tokens,
             hidden_size=prompt.hidden_size,
+            ensemble=prompt.ensemble,
         )
         self._manifest = Manifest(described, prompt.fingerprint, task, provenance, metrics)
         self._manifest_bytes = _checked(self._manifest)

@@ -54,8 +54,8 @@ def _look_at(objects: ObjectStore, blob: BlobKey) -> _Found:
     try:
         data = read_digest(objects, str(blob), blob.digest)
         if blob.kind == "payload":
-            tokens, hidden = check_payload(data)
-            return Payload(blob.digest, len(data), tokens, hidden)
+            shape = check_payload(data)
+            return Payload(blob.digest, len(data), shape.tokens, shape.hidden, shape.ensemble)
         manifest = Manifest.from_bytes(data)
     except NotFoundError:
         return None

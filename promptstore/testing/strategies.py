@@ -1,10 +1,12 @@
 """Hypothesis strategies for the values of `promptstore.core`."""
 
+from datetime import datetime
 from typing import Any
 
 from hypothesis import strategies as st
 
 from promptstore.core.commit import Commit, Signature, names_checkpoint
+from promptstore.core.ensemble import COMBINATIONS, MAX_MEMBERS, Ensemble
 from promptstore.core.fingerprint import BaseModelFingerprint
 from promptstore.core.instant import format_instant
 from promptstore.core.manifest import Manifest, Payload, Provenance
@@ -15,7 +17,9 @@ names = st.from_regex(r"[a-z0-9](?:[a-z0-9_.-]{0,20}[a-z0-9])?", fullmatch=True)
 digests = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 numbers = st.integers(min_value=1, max_value=10**6)
 texts = st.text(max_size=30)
-instants = st.datetimes(timezones=st.timezones()).map(format_instant)
+# A day from either end of time, so that every moment exists in UTC.
+moments = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.timezones())  # noqa: DTZ001
+instants = moments.map(format_instant)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | finite | texts,
@@ -77,9 +81,10 @@ tasks = st.builds(
     max_input_tokens=numbers,
     tuning=json_objects,
 )
+ensembles = st.builds(Ensemble, st.integers(2, MAX_MEMBERS), st.sampled_from(COMBINATIONS))
 manifests = st.builds(
     Manifest,
-    payload=st.builds(Payload, digests, numbers, numbers, numbers),
+    payload=st.builds(Payload, digests, numbers, numbers, numbers, st.none() | ensembles),
     fingerprint=fingerprints,
     task=tasks,
     provenance=provenances,

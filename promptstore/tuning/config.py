@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from promptstore.core.digest import canonical_json, sha256_hex
+from promptstore.core.ensemble import COMBINATIONS, MAX_MEMBERS, Combination
 from promptstore.core.prompt import MAX_VIRTUAL_TOKENS
 from promptstore.errors import InvalidInputError
 from promptstore.tuning.initialiser import parse_initialiser
@@ -29,6 +30,8 @@ class TuneConfig:
     patience: validations without a better result before the fit stops early, 0 for never.
     max_train_rows, max_validation_rows: at most so many rows, drawn by `seed`; 0 for all. Validation rows are those
         looked at during the fit; the final evaluation is the caller's.
+    ensemble: how many prompts are fitted, in the same passes, with seeds from `seed` on, to answer as one.
+    combination: how an ensemble's answers become one (`promptstore.core.ensemble`).
 
     Raises:
         InvalidInputError: a value is out of its range; the message names it.
@@ -51,12 +54,16 @@ class TuneConfig:
     seed: int = 0
     max_train_rows: int = 0
     max_validation_rows: int = 200
+    ensemble: int = 1
+    combination: Combination = "mean"
 
     def __post_init__(self) -> None:
         self._check_types()
         _require(1 <= self.num_virtual_tokens <= MAX_VIRTUAL_TOKENS, "num_virtual_tokens", f"1 to {MAX_VIRTUAL_TOKENS}")
         for name, choices in (("optimiser", OptimiserName), ("schedule", ScheduleName), ("loss", LossName)):
             _require_choice(name, getattr(self, name), get_args(choices))
+        _require_choice("combination", self.combination, COMBINATIONS)
+        _require(1 <= self.ensemble <= MAX_MEMBERS, "ensemble", f"1 to {MAX_MEMBERS}")
         for name in ("steps", "batch_size", "evaluate_every"):
             _require(getattr(self, name) >= 1, name, "at least 1")
         counts = ("warmup_steps", "patience", "residual_width", "max_train_rows", "max_validation_rows")
@@ -83,7 +90,11 @@ class TuneConfig:
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without what says nothing: how a single prompt would be combined."""
+        values = asdict(self)
+        if self.ensemble == 1:
+            del values["ensemble"], values["combination"]
+        return values
 
     @property
     def digest(self) -> str:

@@ -1,8 +1,9 @@
 """How well prompts do on labelled rows, several prompts in one batch."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from promptstore.core.prompt import SoftPrompt
 from promptstore.core.task import TaskSpec
 from promptstore.lm.frozen import FrozenModel
+from promptstore.tuning.ensemble import combine
 from promptstore.tuning.evaluation import Evaluation
 from promptstore.tuning.examples import ExampleSet, as_rows, encode_rows
 from promptstore.tuning.generate import generate_texts
@@ -29,6 +31,13 @@ class EvaluationCase:
     prompt: SoftPrompt | None
     rows: Sequence[Row]
 
+    @property
+    def alone(self) -> "list[EvaluationCase]":
+        """A case for each member of an ensemble; else this one."""
+        if self.prompt is None or self.prompt.ensemble is None:
+            return [self]
+        return [replace(self, prompt=member) for member in self.prompt.members]
+
 
 def evaluate(model: FrozenModel, task: TaskSpec, prompt: SoftPrompt | None, rows: Sequence[Row]) -> Evaluation:
     """How one prompt, or the bare model, does on labelled rows. Raises as `evaluate_all`."""
@@ -39,13 +48,26 @@ def evaluate_all(model: FrozenModel, cases: Sequence[EvaluationCase]) -> list[Ev
     """Every case, computed together; an evaluation's `seconds` is its share by rows.
 
     Raises:
-        InvalidInputError: no rows, a row without its target or with an unknown label, an unknown metric.
+        InvalidInputError: no rows, a row without its target or with an unknown label, an unknown metric, an ensemble
+            for a task that generates text.
         IncompatibleModelError: a prompt of another base model.
     """
     for case in cases:
         if case.prompt is not None:
             case.prompt.fingerprint.require_match(model.fingerprint, f"a prompt for {case.task.name}")
         main_metric(case.task.kind, case.task.metric)
+    found = iter(_evaluate_alone(model, [member for case in cases for member in case.alone]))
+    return [_together(case.prompt, found) for case in cases]
+
+
+def _together(prompt: SoftPrompt | None, found: Iterator[Evaluation]) -> Evaluation:
+    """The next evaluation, or that of all members of an ensemble."""
+    if prompt is None or prompt.ensemble is None:
+        return next(found)
+    return combine(list(islice(found, prompt.ensemble.members)), prompt.ensemble)
+
+
+def _evaluate_alone(model: FrozenModel, cases: Sequence[EvaluationCase]) -> list[Evaluation]:
     sets = [_encoded(model, case) for case in cases]
     prompts = [_tensor(model, case.prompt) for case in cases]
     began = time.perf_counter()

@@ -26,6 +26,7 @@ class Evaluation:
 
     metric: name of the task's own metric. columns: per-row numbers that the metrics are computed from.
     predictions, targets: per row the label name or text. seconds: time it took, the encoding of the rows left out.
+    members: of an ensemble, what each of its prompts did alone.
     """
 
     task: str
@@ -37,6 +38,7 @@ class Evaluation:
     columns: Columns = field(repr=False)
     data_digest: str
     seconds: float
+    members: "tuple[Evaluation, ...]" = ()
 
     @property
     def rows(self) -> int:
@@ -51,6 +53,15 @@ class Evaluation:
     def value(self) -> float:
         """The task's own metric."""
         return METRICS[self.kind][self.metric](self.columns)
+
+    @property
+    def member_metrics(self) -> dict[str, float]:
+        """The task's own metric over the members of an ensemble: of a member on average, and of the best one."""
+        if not self.members:
+            return {}
+        values = [member.value for member in self.members]
+        best = max(values) if self.higher_is_better else min(values)
+        return {f"member_average_{self.metric}": float(np.mean(values)), f"member_best_{self.metric}": best}
 
     @property
     def higher_is_better(self) -> bool:
@@ -95,7 +106,7 @@ class Evaluation:
             "metric": self.metric,
             "value": self.value,
             "interval": {"low": interval.low, "high": interval.high, "confidence": interval.confidence},
-            "metrics": self.metrics,
+            "metrics": {**self.metrics, **self.member_metrics},
             "recalls": self.recalls,
             "confusion": self.confusion.tolist(),
             "rows": self.rows,

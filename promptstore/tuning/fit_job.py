@@ -112,6 +112,8 @@ def _check(model: FrozenModel, job: FitJob) -> None:
     if (start := job.warm_start) is None:
         return
     start.fingerprint.require_match(model.fingerprint, f"{job.name}: the warm start")
+    if start.ensemble is not None:
+        raise InvalidInputError(f"{job.name}: the warm start is an ensemble; start from one of its members")
     if start.num_virtual_tokens != job.config.num_virtual_tokens:
         raise InvalidInputError(
             f"{job.name}: the warm start has {start.num_virtual_tokens} virtual tokens, num_virtual_tokens is "

@@ -183,10 +183,11 @@ def _label_comparison(candidate: Evaluation, production: Evaluation, policy: Gat
 def _tensor_checks(prompt: SoftPrompt, base: BaseModelFingerprint | None) -> Iterator[GateCheck]:
     norms = np.linalg.norm(prompt.embeddings, axis=1)
     dead = int(np.sum(norms == 0))
+    of_each = "" if prompt.ensemble is None else f" in each of {prompt.ensemble.members} prompts"
     yield GateCheck(
         "tensor",
         bool(np.isfinite(norms).all()) and dead == 0,
-        f"{prompt.num_virtual_tokens} virtual tokens, all finite, {dead} of them zero; norms "
+        f"{prompt.num_virtual_tokens} virtual tokens{of_each}, all finite, {dead} of them zero; norms "
         f"{float(norms.min()):.3g} to {float(norms.max()):.3g}",
         {"zero_tokens": dead, "smallest_norm": float(norms.min()), "largest_norm": float(norms.max())},
     )

@@ -65,7 +65,8 @@ def tune_tasks(
     starts: by task, first values in place of what its initialiser says; the job's name must stand for them.
     searches: find the learning rate and the initialiser first, as far as they are not given (`with_search`).
 
-    A task whose fit diverges has its cause in the result and no version; the others go on. Called again under the same
+    A task whose fit diverges, in one member where it is an ensemble, has its cause in the result and no version; the
+    others go on. Called again under the same
     job name, it reuses what is done: the baseline, the fit's checkpoint, a decision made, a version published.
     Closes the tracker.
 
@@ -110,7 +111,13 @@ class _Job:
         self._tools = tools
         self._folder = folder
         self._plans = {plan.name: plan for plan in plans}
-        self._logs = {plan.name: PromptLog(tools.tracker, plan.task, job, tags, prompts=len(plans)) for plan in plans}
+        jobs = {plan.name: plan.fit_jobs() for plan in plans}
+        prompts = sum(map(len, jobs.values()))
+        self._logs = {
+            plan.name: PromptLog(tools.tracker, plan.task, job, tags, jobs=jobs[plan.name], prompts=prompts)
+            for plan in plans
+        }
+        self._jobs = jobs
         self._done: dict[str, TunedTask] = {}
 
     def run(self) -> dict[str, TunedTask]:
@@ -163,7 +170,10 @@ class _Job:
             self._folder.write_note(plan.name, name, _finite(evaluation.metrics))
 
     def _fit(self, plans: Sequence[TaskPlan]) -> None:
-        jobs = [plan.fit_job() for plan in plans]
+        of = {job.name: plan for plan in plans for job in self._jobs[plan.name]}
+        fits = {name: fit for plan in plans for name, fit in self._logs[plan.name].fits.items()}
+        jobs = [job for plan in plans for job in self._jobs[plan.name]]
+        results: dict[str, FitResult] = {}
         slot = checkpoint_slot(self._folder, self._job, self._tools.settings)
         options = FitOptions(recompute_activations=self._tools.settings.recompute_activations)
         for event in fit(self._tools.model, jobs, options=options, checkpoint=slot):
@@ -171,32 +181,40 @@ class _Job:
                 case Notice(task, message):
                     log.warning("%s: %s", task or self._job, message)
                 case StepReport():
-                    self._logs[event.job].step(event, batch_size=self._plans[event.job].config.batch_size)
+                    fits[event.job].step(event)
                     self._tools.progress.step(event.job, step=event.step, last_step=event.steps, loss=event.loss)
                 case ValidationReport():
-                    self._logs[event.job].validation(event)
+                    fits[event.job].validation(event)
                 case FitFinished(name, result):
-                    self._finish(self._plans[name], result)
+                    fits[name].fitted(result)
+                    results[name] = result
+                    members = [results.get(job.name) for job in self._jobs[of[name].name]]
+                    if None not in members:
+                        self._finish(of[name], [each for each in members if each is not None])
 
-    def _finish(self, plan: TaskPlan, result: FitResult) -> None:
-        """A prompt left the fit: judge it, decide, publish it while the others go on."""
-        self._logs[plan.name].fitted(encode_payload(result.prompt), encode_payload(result.last), result)
-        if result.cause is not None:
-            self._logs[plan.name].failed(result.cause)
-            self._done[plan.name] = TunedTask(
-                plan.name, metric=result.metric, seconds=result.seconds, failure=result.cause
-            )
-            return
+    def _finish(self, plan: TaskPlan, results: Sequence[FitResult]) -> None:
+        """All prompts of a task left the fit: judge them, decide, publish them while other tasks go on."""
+        seconds = max(result.seconds for result in results)
+        for job, result in zip(self._jobs[plan.name], results, strict=True):
+            if result.cause is not None:
+                cause = result.cause if len(results) == 1 else f"{job.name}: {result.cause}"
+                self._logs[plan.name].failed(cause)
+                self._done[plan.name] = TunedTask(plan.name, metric=result.metric, seconds=seconds, failure=cause)
+                return
         self._tools.progress.say(plan.name, "held-out rows")
-        self._folder.decide(plan.name, self._decision(plan, result))
+        self._folder.decide(plan.name, self._decision(plan, results))
         try:
             self._publish(plan.name)
         except (StoreUnavailableError, CommitOutcomeUnknownError) as error:
             log.warning("%s could not be published yet, it is tried again at the end: %s", plan.name, error)
 
-    def _decision(self, plan: TaskPlan, result: FitResult) -> Decision:
-        tuned = evaluate(self._tools.model, plan.task, result.prompt, plan.held_out)
-        self._logs[plan.name].evaluation("tuned", tuned, step=result.steps)
+    def _decision(self, plan: TaskPlan, results: Sequence[FitResult]) -> Decision:
+        prompt = results[0].prompt
+        if len(results) > 1:
+            prompt = SoftPrompt.together([result.prompt for result in results], plan.config.combination)
+            self._logs[plan.name].combined(encode_payload(prompt))
+        tuned = evaluate(self._tools.model, plan.task, prompt, plan.held_out)
+        self._logs[plan.name].evaluation("tuned", tuned, step=max(result.steps for result in results))
         beside = {
             f"{baseline}_{name}": value
             for baseline in BASELINES
@@ -209,8 +227,9 @@ class _Job:
             data_digest=plan.data_digest,
             parent=plan.parent,
         )
-        metrics = {**_finite(tuned.metrics), **beside}
-        return Decision(encode_payload(result.prompt), provenance, metrics, tuned.metric, result.seconds)
+        metrics = {**_finite(tuned.metrics), **tuned.member_metrics, **beside}
+        seconds = max(result.seconds for result in results)
+        return Decision(encode_payload(prompt), provenance, metrics, tuned.metric, seconds)
 
     def _publish(self, name: str) -> None:
         plan, decision = self._plans[name], self._folder.decision(name)
@@ -258,6 +277,9 @@ def _tuned_task(version: PromptVersion, decision: Decision, prompt: SoftPrompt) 
         num_virtual_tokens=prompt.num_virtual_tokens,
         parameters=prompt.embeddings.size,
         payload_bytes=len(decision.payload),
+        members=len(prompt.members),
+        member_average=decision.metrics.get(f"member_average_{decision.metric}"),
+        member_best=decision.metrics.get(f"member_best_{decision.metric}"),
         seconds=decision.seconds,
     )
 

@@ -57,8 +57,18 @@ class TaskPlan:
         config = replace(self.config, num_virtual_tokens=start.prompt.num_virtual_tokens)
         return replace(self, config=config, warm_start=start.prompt, parent=start.parent)
 
-    def fit_job(self) -> FitJob:
-        return FitJob(self.name, self.task, self.config, self.train, self.selection, self.warm_start)
+    def fit_job(self, member: int = 0) -> FitJob:
+        """The fit of one member, or of the only prompt: members differ in their seed and in what they start from."""
+        config, start = self.config, self.warm_start
+        if start is not None:
+            start = start.members[member % len(start.members)]
+        if config.ensemble == 1:
+            return FitJob(self.name, self.task, config, self.train, self.selection, start)
+        config = replace(config, ensemble=1, seed=config.seed + member)
+        return FitJob(f"{self.name}/{member}", self.task, config, self.train, self.selection, start)
+
+    def fit_jobs(self) -> list[FitJob]:
+        return [self.fit_job(member) for member in range(self.config.ensemble)]
 
     def params(self) -> dict[str, object]:
         """What a person compares runs by."""
@@ -84,6 +94,8 @@ def plan_task(task: TaskSpec, overrides: Mapping[str, Any], *, settings: Setting
     train, validation = load_task_rows(task, settings=settings)
     selection, held_out = split_validation(validation)
     config = TuneConfig.from_mapping({**task.tuning, **overrides})
+    if config.ensemble > 1 and task.kind != "classification":
+        raise InvalidInputError(f"task {task.name} generates text and an ensemble classifies; leave `ensemble` out")
     return TaskPlan(task, config, train, selection, held_out, data_digest_of(train, validation))
 
 

@@ -10,6 +10,7 @@ class TunedTask:
     """One task of a job. untuned, text_prompt, tuned: the task's metric on held-out rows, without a prompt, with an
     instruction and examples in its place, and with the new one.
 
+    members: prompts that answer as one; then member_average and member_best are the metric of one of them.
     mlflow_run: the run's id, `None` without MLflow. failure: why there is no version; the other tasks went on.
     """
 
@@ -24,6 +25,9 @@ class TunedTask:
     num_virtual_tokens: int = 0
     parameters: int = 0
     payload_bytes: int = 0
+    members: int = 1
+    member_average: float | None = None
+    member_best: float | None = None
     seconds: float = 0.0
     failure: str | None = None
 

@@ -91,6 +91,18 @@ def main_metric(kind: TaskKind, name: str) -> str:
     return found
 
 
+def label_columns(expected: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Columns:
+    """What a classification is judged by. expected: [rows], places of labels. scores: [rows, labels], logarithms."""
+    own = scores[np.arange(len(expected)), expected]
+    return {
+        "predicted": scores.argmax(axis=1),
+        "expected": expected,
+        "reciprocal_rank": 1.0 / (1 + np.sum(scores > own[:, None], axis=1)),
+        "log_probability": own,
+        "label_log_probability": scores,
+    }
+
+
 def normalised_answer(text: str) -> str:
     """Lower case, without punctuation, English articles and surplus white space, as SQuAD compares answers.
 

@@ -27,13 +27,14 @@ def nearest_stored(
     num_virtual_tokens: prompts of this length alone; `None` for any.
 
     Raises:
-        NotFoundError: the store has no prompt of another task for this model.
+        NotFoundError: the store has no prompt of another task for this model, ensembles left aside.
     """
     found: dict[str, PromptVersion] = {}
     for version in _candidates(store, task.name):
         manifest = store.manifest(version.digest)
+        payload = manifest.payload
         is_alike = manifest.task.placement == task.placement and (
-            num_virtual_tokens in (None, manifest.payload.num_virtual_tokens)
+            payload.ensemble is None and num_virtual_tokens in (None, payload.num_virtual_tokens)
         )
         if manifest.fingerprint.identity == model.fingerprint.identity and is_alike:
             found[str(version)] = version

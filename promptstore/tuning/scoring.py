@@ -11,8 +11,8 @@ from torch import Tensor
 from promptstore.lm.frozen import FrozenModel
 from promptstore.tuning import ranks
 from promptstore.tuning.answers import label_log_probabilities, token_log_probabilities
-from promptstore.tuning.examples import Example, ExampleSet
-from promptstore.tuning.metrics import Columns
+from promptstore.tuning.examples import ExampleSet
+from promptstore.tuning.metrics import Columns, label_columns
 from promptstore.tuning.passes import Group, Item, Passes, split_by_cost
 from promptstore.tuning.token_budget import TokenBudget
 
@@ -40,7 +40,10 @@ def score(
     start = 0
     for each in sets:
         rows = np.stack([found[at] for at in range(start, start + len(each))])
-        columns.append(_label_columns(each.examples, rows) if each.label_token_ids else _target_columns(rows))
+        if each.label_token_ids:
+            columns.append(label_columns(np.array([example.label for example in each.examples]), rows))
+        else:
+            columns.append(_target_columns(rows))
         start += len(each)
     return columns
 
@@ -88,19 +91,6 @@ def _read(
         ):
             found[at] = np.array([float(row.sum()), len(row), float(likeliest.all())])
     return found
-
-
-def _label_columns(examples: Sequence[Example], scores: npt.NDArray[Any]) -> Columns:
-    expected = np.array([example.label for example in examples])
-    own = scores[np.arange(len(expected)), expected]
-    ranks = 1 + np.sum(scores > own[:, None], axis=1)
-    return {
-        "predicted": scores.argmax(axis=1),
-        "expected": expected,
-        "reciprocal_rank": 1.0 / ranks,
-        "log_probability": own,
-        "label_log_probability": scores,
-    }
 
 
 def _target_columns(rows: npt.NDArray[Any]) -> Columns:

@@ -1,12 +1,11 @@
 """Which prompts stand on an old base model, and what each begins with on the new one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from promptstore.core.digest import canonical_json, sha256_hex
 from promptstore.core.fingerprint import BaseModelFingerprint
-from promptstore.core.prompt import SoftPrompt
 from promptstore.core.ref import PromptRef
 from promptstore.core.state import PromptVersion
 from promptstore.store.prompt_store import PromptStore, PulledPrompt
@@ -77,7 +76,7 @@ def start_of(
     elif asked != old.prompt.num_virtual_tokens:
         why = f"{asked} virtual tokens, were {old.prompt.num_virtual_tokens}"
     else:
-        moved = SoftPrompt(old.prompt.embeddings, new)
+        moved = replace(old.prompt, fingerprint=new)
         return WarmStart(moved, old.version.digest), f"warm, from {old.version}"
     return None, f"{plan.config.initialise}: {why}"
 

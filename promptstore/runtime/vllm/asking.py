@@ -1,6 +1,7 @@
 """One job as one or more requests to vLLM, and vLLM's answers as the job's events."""
 
 import math
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -58,18 +59,26 @@ class Asking:
 
     async def score(self, job: ScoreJob, served: ServedModel) -> None:
         """Delivers the log-probabilities of the labels. Raises as `VllmServer.lines`."""
-        given = self._given(job, served, answer_tokens=1)
+        prepared = self._bank.prepared(job.digest)
+        alone = [
+            await self._score(job, self._given(job, member, served, answer_tokens=1, member=at))
+            for at, member in enumerate(prepared.members)
+        ]
+        found = alone[0] if prepared.ensemble is None else prepared.ensemble.combine(alone).tolist()
+        is_finite = all(map(math.isfinite, found))
+        job.deliver(Scored(tuple(found), batch_rows=None) if is_finite else Failed(not_finite()))
+
+    async def _score(self, job: ScoreJob, given: Mapping[str, Any]) -> list[float]:
         found: list[float] = []
         for start in range(0, len(job.label_token_ids), LABELS_PER_REQUEST):
             labels = job.label_token_ids[start : start + LABELS_PER_REQUEST]
             found += label_logprobs(await self._server.complete({**given, **score_body(labels)}), labels)
-        is_finite = all(map(math.isfinite, found))
-        job.deliver(Scored(tuple(found), batch_rows=None) if is_finite else Failed(not_finite()))
+        return found
 
     async def generate(self, job: GenerateJob, served: ServedModel) -> None:
         """Delivers tokens as vLLM sends them. Raises as `VllmServer.lines`; a job that is cancelled ends quietly."""
         sampling = job.sampling
-        given = self._given(job, served, answer_tokens=sampling.max_tokens)
+        given = self._given(job, self._bank.prepared(job.digest), served, answer_tokens=sampling.max_tokens)
         answer = _Answer(job, TextStream(self._layer.tokenizer, sampling.stop), self._layer.end_ids)
         async with aclosing(self._server.lines({**given, **generate_body(sampling, self._layer.end_ids)})) as lines:
             async for line in lines:
@@ -83,19 +92,24 @@ class Asking:
         if not answer.is_done and not job.is_cancelled:
             raise NotServingError(f"vLLM broke off after {answer.count} tokens; repeat the request in a moment")
 
-    def _given(self, job: Job, served: ServedModel, *, answer_tokens: int) -> dict[str, Any]:
+    def _given(
+        self, job: Job, prepared: PreparedPrompt, served: ServedModel, *, answer_tokens: int, member: int = 0
+    ) -> dict[str, Any]:
         """The model, the input, and whose cache may serve it.
 
-        vLLM's prefix cache goes by what a block's embeddings are; the salt keeps versions apart even where a cache
-        (vllm#42119: an external one) goes by their number alone; and inputs, where they come before the prompt.
+        vLLM's prefix cache goes by what a block's embeddings are; the salt keeps versions and their members apart even
+        where a cache (vllm#42119: an external one) goes by their number alone; and inputs, where they come before the
+        prompt.
         """
-        prompt = self._bank.prepared(job.digest).tensors
+        prompt = prepared.tensors
         inputs = self._layer.embed(torch.tensor(job.input_ids))
         is_after = "suffix" in prompt
         given = torch.cat([inputs, prompt["suffix"]] if is_after else [prompt["embeddings"], inputs])
         if (refusal := too_long(served, len(given), answer_tokens)) is not None:
             raise refusal
-        salt = f"{job.digest} {sha256_hex(canonical_json(list(job.input_ids)))}" if is_after else job.digest
+        salt = f"{job.digest}/{member}" if member else job.digest
+        if is_after:
+            salt += f" {sha256_hex(canonical_json(list(job.input_ids)))}"
         return {"model": served.id, "prompt_embeds": embeddings_text(given), "cache_salt": salt}
 
 

@@ -68,11 +68,14 @@ def input_layer_of(model: FrozenModel) -> InputLayer:
 
 
 def prompts_for(model: FrozenModel) -> PromptStore:
-    """A store with some versions of each task, the first in production."""
+    """A store with some versions of each task, the first in production; the last of a label task is an ensemble."""
     store = new_store()
     for task in TASKS:
         for number in VERSIONS:
-            store.publish(random_prompt(model, VIRTUAL_TOKENS, 10 * number + len(task.name)), task, reason="test")
+            prompt = random_prompt(model, VIRTUAL_TOKENS, 10 * number + len(task.name))
+            if number == VERSIONS[-1] and task.kind == "classification":
+                prompt = SoftPrompt.together([prompt, random_prompt(model, VIRTUAL_TOKENS, 10 * number)])
+            store.publish(prompt, task, reason="test")
         store.promote(f"{task.name}:1", "production", reason="test", force=True)
     return store
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from promptstore.core.ensemble import Ensemble
 from promptstore.core.operation import Operation
 from promptstore.errors import ConflictError, InvalidInputError, NotFoundError, StoreUnavailableError
 from promptstore.lm.frozen import FrozenModel
@@ -17,8 +18,10 @@ from promptstore.store.payload import encode_payload
 from promptstore.testing.job_place import QUICK, JobPlace
 from promptstore.tracking import replay_spool
 from promptstore.tracking.mlflow_sink import connect
+from promptstore.tuning.evaluate import evaluate
 from promptstore.tuning.job import tune_tasks
 from promptstore.tuning.job_folder import job_folder
+from promptstore.tuning.job_plan import plan_task
 from promptstore.tuning.job_progress import SilentProgress
 from promptstore.tuning.job_result import JobResult, TunedTask
 from promptstore.tuning.task_file import read_task
@@ -281,6 +284,54 @@ def test_a_warm_start_names_its_parent_also_when_the_job_is_repeated(model: Froz
     (again,) = place.tune(model, task, job="second", **start).tasks
     assert again == second
     assert place.store().manifest(str(second.digest)).provenance.parent == first.digest
+
+
+def test_an_ensemble_is_fitted_judged_and_published_as_one_version(model: FrozenModel, place: JobPlace) -> None:
+    task, asked = place.task("sst2"), {"ensemble": 3, "combination": "vote"}
+    tools = place.tools(model, "three", Killed(at=13))
+    with pytest.raises(KeyboardInterrupt):
+        tune_tasks([task], job="three", tools=tools, overrides={**QUICK, **asked})
+    (result,) = place.tune(model, task, job="three", **asked).tasks
+    pulled = place.store().pull("sst2:1", for_model=model.fingerprint)
+    assert pulled.prompt.ensemble == pulled.manifest.payload.ensemble == Ensemble(3, "vote")
+    assert (result.members, result.num_virtual_tokens, result.parameters) == (3, 8, 3 * 8 * model.hidden_size)
+    (alone,) = place.tune(model, task, job="alone").tasks
+    own = place.store().pull(str(alone.version), for_model=None).prompt
+    np.testing.assert_allclose(pulled.prompt.members[0].embeddings, own.embeddings, rtol=1e-3, atol=1e-4)
+    assert not np.allclose(pulled.prompt.members[1].embeddings, own.embeddings, atol=1e-2)
+    judged = evaluate(model, task, pulled.prompt, plan_task(task, {}, settings=place.settings).held_out)
+    assert result.tuned == judged.value == pulled.manifest.metrics["accuracy"]
+    figures = {"member_average_accuracy": result.member_average, "member_best_accuracy": result.member_best}
+    assert judged.member_metrics == figures
+    assert figures.items() <= pulled.manifest.metrics.items()
+    assert place.tune(model, task, job="three", **asked).tasks == (result,)
+
+
+def test_mlflow_holds_a_run_for_each_member_of_an_ensemble(model: FrozenModel, place: JobPlace) -> None:
+    (result,) = place.tune(model, place.task("sst2"), ensemble=2).tasks
+    client = connect(place.mlflow_uri)
+    experiment = client.get_experiment_by_name("promptstore/sst2").experiment_id
+    members = client.search_runs([experiment], filter_string="tags.role = 'member'", order_by=["run_name"])
+    assert [each.data.params["seed"] for each in members] == ["0", "1"]
+    assert {each.data.tags["mlflow.parentRunId"] for each in members} == {result.mlflow_run}
+    for each in members:
+        assert steps(client, each.info.run_id, "train/loss") == list(range(1, 25))
+        assert (each.data.tags["digest"], each.info.status) == (result.digest, "FINISHED")
+    run = client.get_run(result.mlflow_run)
+    assert run.data.metrics["tuned/member_average_accuracy"] == pytest.approx(result.member_average)
+    stored = Path(client.download_artifacts(result.mlflow_run, "prompts/ensemble.safetensors")).read_bytes()
+    assert stored == encode_payload(place.store().pull("sst2:1", for_model=None).prompt)
+
+
+def test_an_ensemble_starts_from_the_members_of_another(model: FrozenModel, place: JobPlace) -> None:
+    task = place.task("sst2")
+    place.tune(model, task, job="first", ensemble=2)
+    still = {"learning_rate": 1e-9, "steps": 1, "warmup_steps": 0}
+    place.tune(model, task, job="second", ensemble=2, initialise="version:sst2:1", **still)
+    place.tune(model, task, job="third", initialise="version:sst2:1", **still)
+    first, second, third = (place.store().pull(f"sst2:{at}", for_model=None).prompt for at in (1, 2, 3))
+    np.testing.assert_allclose(second.embeddings, first.embeddings, atol=1e-6)
+    np.testing.assert_allclose(third.embeddings, first.members[0].embeddings, atol=1e-6)
 
 
 def test_a_new_task_starts_from_the_stored_prompt_that_serves_it_best(model: FrozenModel, place: JobPlace) -> None:

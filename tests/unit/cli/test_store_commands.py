@@ -67,6 +67,19 @@ def test_a_version_published_in_one_process_is_listed_promoted_and_rolled_back_i
     assert {each["by"] for each in moves} == {"ada"}
 
 
+def test_versions_are_combined_into_one_and_shown_as_such(folder: Path) -> None:
+    publish(1)
+    publish(2)
+    (made,) = [
+        json.loads(line) for line in run("combine", "sst2:1", "sst2:2", "--by", "vote", "--json").stdout.splitlines()
+    ]
+    assert (made["version"], made["members"]) == ("sst2:3", ["sst2:1", "sst2:2"])
+    (shown,) = [json.loads(line) for line in run("show", "sst2:3", "--json").stdout.splitlines()]
+    assert shown["ensemble"] == {"members": 2, "combination": "vote"}
+    refused = run("combine", "sst2:1", "sst2:2", "--by", "median")
+    assert (refused.returncode, "expected one of mean, vote" in refused.stderr) == (1, True)
+
+
 def test_a_key_is_made_listed_and_known_by_the_same_id(folder: Path) -> None:
     (made,) = [json.loads(line) for line in run("keys", "new", "ada", "--json").stdout.splitlines()]
     (listed,) = [json.loads(line) for line in run("keys", "list", "--json").stdout.splitlines()]

@@ -54,6 +54,19 @@ def test_a_bundle_published_elsewhere_is_the_same_version(pulled: PulledPrompt) 
     assert write_bundle(pulled) == write_bundle(pulled)
 
 
+def test_an_ensemble_travels_in_a_bundle_and_in_nothing_else(tmp_path: Path) -> None:
+    prompts = sample_store(MemoryObjectStore())
+    prompts.publish(SoftPrompt.together([sample_prompt(1), sample_prompt(2)], "vote"), sample_task())
+    pulled = prompts.pull("sst2:1", for_model=None)
+    for name in ("adapter", "prompt.npy", "prompt.safetensors"):
+        with pytest.raises(InvalidInputError, match=r"export a \.bundle instead"):
+            export_prompt(pulled, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    bundle = read_bundle(export_prompt(pulled, tmp_path / "prompt.bundle").read_bytes())
+    version = sample_store(MemoryObjectStore()).publish(bundle.prompt, bundle.manifest.task)
+    assert version.digest == pulled.version.digest
+
+
 @given(st.data())
 def test_no_flipped_bit_in_a_bundle_changes_a_prompt(data: st.DataObject) -> None:
     prompts = sample_store(MemoryObjectStore())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load, save
 
+from promptstore.core.ensemble import COMBINATIONS, Combination
 from promptstore.core.prompt import SoftPrompt
 from promptstore.errors import CorruptError
 from promptstore.store.payload import decode_payload, encode_payload, payload_shape
@@ -28,9 +29,24 @@ prompts = st.integers(1, 9).flatmap(
 def test_a_payload_reads_back_bit_for_bit_here_and_in_safetensors(prompt: SoftPrompt) -> None:
     data = encode_payload(prompt)
     assert decode_payload(data, prompt.fingerprint).embeddings.tobytes() == prompt.embeddings.tobytes()
-    assert payload_shape(data) == prompt.embeddings.shape
+    assert payload_shape(data).dimensions == prompt.embeddings.shape
     assert data == save({"prompt_embeddings": prompt.embeddings})
     assert load(data)["prompt_embeddings"].tobytes() == prompt.embeddings.tobytes()
+
+
+@given(prompts, st.integers(2, 5), st.sampled_from(COMBINATIONS))
+def test_an_ensemble_reads_back_bit_for_bit_here_and_in_safetensors(
+    prompt: SoftPrompt, count: int, combination: Combination
+) -> None:
+    members = [SoftPrompt(prompt.embeddings + np.float32(at), prompt.fingerprint) for at in range(count)]
+    together = SoftPrompt.together(members, combination)
+    data = encode_payload(together)
+    found = decode_payload(data, prompt.fingerprint)
+    assert found.ensemble == together.ensemble
+    assert found.embeddings.tobytes() == together.embeddings.tobytes()
+    stacked = load(data)["prompt_embeddings"]
+    assert stacked.shape == payload_shape(data).dimensions == (count, *prompt.embeddings.shape)
+    assert data == save({"prompt_embeddings": stacked}, metadata={"combination": combination})
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda data: struct.pack("<Q", len(data)) + data))
@@ -41,8 +57,10 @@ def test_arbitrary_bytes_are_corrupt_and_nothing_worse(data: bytes) -> None:
 
 @given(st.data())
 def test_no_flipped_bit_of_the_head_goes_unnoticed(data: st.DataObject) -> None:
-    good = encode_payload(sample_prompt())
-    head = len(good) - 4 * 2 * 4
+    one = sample_prompt()
+    prompt = data.draw(st.sampled_from([one, SoftPrompt.together([one, one])]))
+    good = encode_payload(prompt)
+    head = len(good) - prompt.embeddings.nbytes
     bit = data.draw(st.integers(0, 8 * head - 1))
     bad = bytearray(good)
     bad[bit // 8] ^= 1 << bit % 8
