@@ -297,8 +297,8 @@ def test_an_ensemble_is_fitted_judged_and_published_as_one_version(model: Frozen
     assert (result.members, result.num_virtual_tokens, result.parameters) == (3, 8, 3 * 8 * model.hidden_size)
     (alone,) = place.tune(model, task, job="alone").tasks
     own = place.store().pull(str(alone.version), for_model=None).prompt
-    np.testing.assert_allclose(pulled.prompt.members[0].embeddings, own.embeddings, rtol=1e-3, atol=1e-4)
-    assert not np.allclose(pulled.prompt.members[1].embeddings, own.embeddings, atol=1e-2)
+    np.testing.assert_allclose(pulled.prompt.members[0].embeddings, own.embeddings, atol=5e-3)
+    assert not np.allclose(pulled.prompt.members[1].embeddings, own.embeddings, atol=5e-2)
     judged = evaluate(model, task, pulled.prompt, plan_task(task, {}, settings=place.settings).held_out)
     assert result.tuned == judged.value == pulled.manifest.metrics["accuracy"]
     figures = {"member_average_accuracy": result.member_average, "member_best_accuracy": result.member_best}
