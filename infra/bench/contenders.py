@@ -41,8 +41,7 @@ class Promptstore:
         self._ref = f"{TASK}@{ALIAS}"
 
     def publish_and_promote(self, turn: int) -> None:
-        version = self._store.publish(self._prompts[turn], self._task)
-        self._store.promote(str(version), ALIAS, force=True, reason="benchmark")
+        self._store.publish(self._prompts[turn], self._task, alias=ALIAS, force=True, reason="benchmark")
 
     def resolve(self, _turn: int) -> object:
         return self._store.resolve(self._ref)

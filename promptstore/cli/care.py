@@ -26,6 +26,7 @@ def verify(
 ) -> None:
     """Read every object: every name resolves, every digest matches, the chain is unbroken; list orphans."""
     from promptstore.settings import load_settings
+    from promptstore.store.memory import HeadMemory
     from promptstore.store.trust import TrustPolicy
     from promptstore.store.verify import quarantine
     from promptstore.store.verify import verify as verify_objects
@@ -34,7 +35,7 @@ def verify(
     settings = load_settings(store=store)
     objects = open_settings_objects(settings)
     trust = TrustPolicy.load(settings.trusted_keys) if settings.trusted_keys else None
-    found = verify_objects(objects, trust=trust)
+    found = verify_objects(objects, trust=trust, memory=HeadMemory(settings.state_dir / "heads"))
     moved = quarantine(objects, found) if repair else []
     rows: list[dict[str, Any]] = [
         *({"finding": "problem", "key": each.key, "message": each.message} for each in found.problems),
@@ -125,6 +126,7 @@ def import_(
     model: Annotated[
         str | None, typer.Option("--model", help="Base model it was fitted to; a bundle names its own.")
     ] = None,
+    alias: Annotated[str | None, typer.Option(help="Point this alias at it in the same commit.")] = None,
     reason: ReasonOption = "",
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -132,7 +134,7 @@ def import_(
     """Publish a prompt that another tool, or another store, made."""
     from promptstore.cli.exchange import publish_file
 
-    version = publish_file(path, task_file, model=model, store=store, reason=reason)
+    version = publish_file(path, task_file, model=model, store=store, alias=alias, reason=reason)
     emit_one(
         {"version": str(version), "digest": version.digest},
         f"{version} published ({version.digest[:12]})",

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def publish_file(
-    path: Path, task_file: Path | None, *, model: str | None, store: str | None, reason: str
+    path: Path, task_file: Path | None, *, model: str | None, store: str | None, alias: str | None, reason: str
 ) -> "PromptVersion":
-    """Publish a bundle as it is, or another prompt file for a task and a base model.
+    """Publish a bundle as it is, or another prompt file for a task and a base model; `alias` then points at it.
 
     Raises:
-        InvalidInputError: a file that is no bundle, without a task file.
+        InvalidInputError: a file that is no bundle, without a task file. RefusedError: a protected alias.
     """
     from promptstore.settings import load_settings
     from promptstore.store.bundle import read_bundle
@@ -27,7 +27,12 @@ def publish_file(
         bundle = read_bundle(_read(path))
         manifest = bundle.manifest
         return open_prompt_store(load_settings(store=store)).publish(
-            bundle.prompt, manifest.task, provenance=manifest.provenance, metrics=manifest.metrics, reason=said
+            bundle.prompt,
+            manifest.task,
+            provenance=manifest.provenance,
+            metrics=manifest.metrics,
+            alias=alias,
+            reason=said,
         )
     if task_file is None:
         raise InvalidInputError(f"{path} does not say which task it is for; add --task TASK.toml")
@@ -36,7 +41,7 @@ def publish_file(
 
     prompt = import_prompt(path, open_base_model(model).fingerprint)
     task = without_local_paths(read_task(task_file))
-    return open_prompt_store(load_settings(store=store)).publish(prompt, task, reason=said)
+    return open_prompt_store(load_settings(store=store)).publish(prompt, task, alias=alias, reason=said)
 
 
 def _read(path: Path) -> bytes:

@@ -54,10 +54,15 @@ def promotion_operations(state: StoreState, promotion: Promotion) -> list[Operat
         ConflictError: the alias points neither at the target nor where `expected` says.
         NotFoundError: no such version.
     """
-    version = state.resolve(promotion.ref)
+    return move_operations(state, state.resolve(promotion.ref), promotion)
+
+
+def move_operations(state: StoreState, version: PromptVersion, promotion: Promotion) -> list[Operation]:
+    """As `promotion_operations`, for a `version` that the same commit may be about to publish."""
     said = (attest_operation(version, each) for each in promotion.statements)
     operations: list[Operation] = [each for each in said if each is not None]
-    current = state.task(version.task).aliases.get(promotion.alias)
+    aliases = state.tasks[version.task].aliases if version.task in state.tasks else {}
+    current = aliases.get(promotion.alias)
     if current == version.number:
         return operations
     if promotion.expected is not ANY and current != promotion.expected:
@@ -88,14 +93,20 @@ def attest_operation(version: PromptVersion, said: Statement) -> Attest | None:
     return Attest(version.task, version.number, said.kind, said.body)
 
 
-def rollback_target(task: TaskState, alias: str) -> int:
-    """The version that `alias` pointed at before what it points at now, passing over expired ones.
+def rollback_target(task: TaskState, alias: str, to: int | None = None) -> int:
+    """The version that `alias` pointed at before what it points at now, passing over expired ones; or `to`.
 
     A rollback undoes: rolling back twice goes back by two versions, not to and fro.
 
     Raises:
-        NotFoundError: the alias does not exist, or never pointed at another version that is still kept.
+        NotFoundError: the alias does not exist, never pointed at another version that is still kept, or never at `to`.
     """
+    if to is not None:
+        if alias not in task.aliases or to not in {move.after for move in task.moves if move.alias == alias}:
+            raise NotFoundError(
+                f"{task.name}@{alias} has never pointed at version {to}, so there is no way back to it; promote it"
+            )
+        return to
     held: list[int] = []
     for move in task.moves:
         if move.alias != alias or move.after is None:

@@ -105,6 +105,8 @@ class PromptStore:
         *,
         provenance: Provenance = UNKNOWN_PROVENANCE,
         metrics: Mapping[str, float] | None = None,
+        alias: str | None = None,
+        force: bool = False,
         reason: str = "",
         actor: str | None = None,
     ) -> PromptVersion:
@@ -112,10 +114,15 @@ class PromptStore:
 
         The same prompt, task, provenance and metrics give the same manifest, and publishing that again while it is
         not expired gives the version it already is.
+
+        alias: points at the version in the same commit, so that nobody sees one without the other. force: as in
+        `promote`; a protected alias needs it here, because no gate has judged what is not yet published.
+
+        Raises:
+            RefusedError: the alias is protected, without `force` and a reason; then nothing is published.
         """
-        return Publication(prompt, task, provenance, dict(metrics or {})).publish(
-            self.ledger, self._blobs, reason, actor
-        )
+        publication = Publication(prompt, task, provenance, dict(metrics or {}), alias=alias, force=force)
+        return publication.publish(self.ledger, self._blobs, reason, actor)
 
     def promote(
         self,
@@ -157,12 +164,14 @@ class PromptStore:
         to: int | None = None,
         actor: str | None = None,
     ) -> PromptVersion:
-        """Point `alias` at the version it pointed at before, or at version `to`; a protected one too, gate or not.
+        """Point `alias` at the version it pointed at before, or at version `to`, which it pointed at once.
+
+        A protected alias goes back too, whatever the gate said: what it pointed at was let in by a gate or by force.
 
         After CommitOutcomeUnknownError look before repeating, or give `to`: two rollbacks go back by two.
 
         Raises:
-            NotFoundError: there is no alias, or no earlier version that is still kept.
+            NotFoundError: there is no alias, no earlier version that is still kept, or it never pointed at `to`.
         """
 
         target = PromptRef(task, alias=alias)
@@ -170,7 +179,7 @@ class PromptStore:
         def build(state: StoreState) -> list[Operation]:
             nonlocal target
             current = state.task(task)
-            target = PromptRef(task, number=rollback_target(current, alias) if to is None else to)
+            target = PromptRef(task, number=rollback_target(current, alias, to))
             version = state.resolve(target)
             force = alias in state.protected_aliases and not version.has_passed_gate
             return promotion_operations(state, Promotion(target, alias, force=force))

@@ -7,6 +7,7 @@ from promptstore.core.digest import sha256_hex
 from promptstore.core.manifest import Manifest, Payload, Provenance
 from promptstore.core.operation import Operation, Publish
 from promptstore.core.prompt import SoftPrompt
+from promptstore.core.ref import PromptRef
 from promptstore.core.state import PromptVersion, StoreState
 from promptstore.core.task import TaskSpec
 from promptstore.errors import CorruptError, InvalidInputError, NotFoundError, PromptStoreError
@@ -14,12 +15,25 @@ from promptstore.store.blobs import Blobs, place_of
 from promptstore.store.layout import BlobKey
 from promptstore.store.ledger import Ledger
 from promptstore.store.payload import encode_payload
+from promptstore.store.promotion import Promotion, move_operations
 
 
 class Publication:
     """A prompt on its way to becoming a version: its bytes, its manifest, and where they were written."""
 
-    def __init__(self, prompt: SoftPrompt, task: TaskSpec, provenance: Provenance, metrics: dict[str, float]) -> None:
+    def __init__(
+        self,
+        prompt: SoftPrompt,
+        task: TaskSpec,
+        provenance: Provenance,
+        metrics: dict[str, float],
+        *,
+        alias: str | None = None,
+        force: bool = False,
+    ) -> None:
+        """alias: is to point at the version, from the same commit on; force: as in `PromptStore.promote`."""
+        self._alias = alias
+        self._force = force
         self._payload = encode_payload(prompt)
         described = Payload(
             digest=sha256_hex(self._payload),
@@ -48,13 +62,20 @@ class Publication:
             return self._published(ledger.state, commit)
 
     def _operations(self, written: tuple[BlobKey, BlobKey], state: StoreState) -> list[Operation]:
-        if self._version(state) is not None:
-            return []
+        if (version := self._version(state)) is not None:
+            return self._move(state, version)
         if self._places(state) != written:
             raise _BytesMissingError("the bytes are not where a new version needs them")
-        task = self._manifest.task.name
+        task, payload = self._manifest.task.name, self._manifest.payload.digest
         number = len(state.tasks[task].versions) + 1 if task in state.tasks else 1
-        return [Publish(task, number, self._digest, self._manifest.payload.digest)]
+        coming = PromptVersion(task, number, self._digest, payload, commit=state.number + 1, at="", actor="")
+        return [Publish(task, number, self._digest, payload), *self._move(state, coming)]
+
+    def _move(self, state: StoreState, version: PromptVersion) -> list[Operation]:
+        if self._alias is None:
+            return []
+        ref = PromptRef(version.task, number=version.number)
+        return move_operations(state, version, Promotion(ref, self._alias, force=self._force))
 
     def _places(self, state: StoreState) -> tuple[BlobKey, BlobKey]:
         return place_of(state, "payload", self._manifest.payload.digest), place_of(state, "manifest", self._digest)

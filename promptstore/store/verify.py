@@ -4,8 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from promptstore.core.state import StoreState
-from promptstore.store.layout import CLOCK, HEADER_KEY, HINT_KEY, QUARANTINE, BlobKey, checkpoint_number, commit_number
+from promptstore.errors import UntrustedError
+from promptstore.store.following import read_commit
+from promptstore.store.layout import (
+    CLOCK,
+    COMMITS,
+    HEADER_KEY,
+    HINT_KEY,
+    QUARANTINE,
+    BlobKey,
+    checkpoint_number,
+    commit_number,
+)
 from promptstore.store.ledger import random_id
+from promptstore.store.memory import HeadMemory
 from promptstore.store.objects import ObjectInfo, ObjectStore
 from promptstore.store.trust import TrustPolicy, accept_all
 from promptstore.store.verify_blobs import check_blobs
@@ -33,8 +45,10 @@ class Verification:
         return not self.problems
 
 
-def verify(objects: ObjectStore, *, trust: TrustPolicy | None = None) -> Verification:
+def verify(objects: ObjectStore, *, trust: TrustPolicy | None = None, memory: HeadMemory | None = None) -> Verification:
     """Read every object of a store and fold its whole log. Safe while others publish and collect garbage.
+
+    memory: what this machine has seen of the log; one that ends earlier, or was rewritten, has a problem.
 
     Raises:
         StoreUnavailableError: the store cannot be read. What is wrong *in* it is reported, not raised.
@@ -44,6 +58,11 @@ def verify(objects: ObjectStore, *, trust: TrustPolicy | None = None) -> Verific
     problems: list[Problem] = []
     state = LogCheck(objects, listed, trust.require if trust else accept_all, problems).run()
     orphans = check_blobs(objects, listed, state, problems)
+    if memory is not None and state is not None:
+        try:
+            memory.check(objects.url, state, lambda number: read_commit(objects, number).digest)
+        except UntrustedError as error:
+            problems.append(Problem(COMMITS, str(error)))
     return Verification(
         state=state,
         objects=len(listed),

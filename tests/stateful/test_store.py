@@ -72,10 +72,12 @@ class Model:
             raise NotFoundError
         return self.tasks[task].versions[number - 1]
 
-    def publish(self, task: str, digest: str) -> None:
+    def publish(self, task: str, digest: str) -> int:
         versions = self.tasks.setdefault(task, Task()).versions
-        if not any(each.digest == digest and not each.is_expired for each in versions):
+        known = [at for at, each in enumerate(versions, 1) if each.digest == digest and not each.is_expired]
+        if not known:
             versions.append(Version(digest))
+        return (known or [len(versions)])[-1]
 
     def attest(self, task: str, number: int, kind: str, body: Any) -> None:
         version = self.version(task, number)
@@ -206,10 +208,18 @@ class StoreMachine(RuleBasedStateMachine):
         self.past: dict[str, dict[str, Any]] = {}
         self.clients: list[PromptStore] = []
 
-    @initialize()
-    def create(self) -> None:
+    @initialize(age=st.sampled_from([0, 0, 97]))
+    def create(self, age: int) -> None:
+        """age: commits there are already, so that some stores come to their first checkpoint."""
         for number in range(3):
             self.clients.append(self.client(number))
+        writer = self.clients[0]
+        if age:
+            writer.publish(sample_prompt(0), sample_task("a"))
+            self.model.publish("a", digest_of("a", 0))
+        for turn in range(1, age):
+            writer.attest("a:1", "age", {"turn": turn})
+            self.model.attest("a", 1, "age", {"turn": turn})
 
     def client(self, number: int) -> PromptStore:
         """A client whose clock is off by days."""
@@ -247,13 +257,20 @@ class StoreMachine(RuleBasedStateMachine):
             self.model = after if answer is None else self.model
         self.past[self.fresh().state.at] = copy.deepcopy(self.model.facts())
 
-    @rule(client=clients, plan=plans, task=tasks, seed=seeds)
-    def publish(self, client: int, plan: Plan, task: str, seed: int) -> None:
+    @rule(client=clients, plan=plans, task=tasks, seed=seeds, alias=st.none() | aliases, force=st.booleans())
+    def publish(self, client: int, plan: Plan, task: str, seed: int, alias: str | None, force: bool) -> None:
+        def change(model: Model) -> None:
+            number = model.publish(task, digest_of(task, seed))
+            if alias is not None:
+                model.promote(task, number, alias, ANY, force=force, reason="why")
+
         self.perform(
             client,
             plan,
-            lambda prompts: prompts.publish(sample_prompt(seed), sample_task(task)),
-            lambda model: model.publish(task, digest_of(task, seed)),
+            lambda prompts: prompts.publish(
+                sample_prompt(seed), sample_task(task), alias=alias, force=force, reason="why"
+            ),
+            change,
         )
 
     @rule(

@@ -321,6 +321,32 @@ class TestPromote:
         assert mine == another(objects).resolve("sst2:1")
 
 
+class TestPublishUnderAnAlias:
+    def test_version_and_move_are_one_commit(self, prompts: PromptStore, objects: MemoryObjectStore) -> None:
+        version = prompts.publish(sample_prompt(1), sample_task(), alias="staging", reason="first")
+        assert (version.number, prompts.state.number) == (1, 1)
+        assert another(objects).resolve("sst2@staging").digest == version.digest
+        second = prompts.publish(sample_prompt(2), sample_task(), alias="staging")
+        (_, move) = prompts.history("sst2")
+        assert (move.before, move.after, move.commit) == (1, 2, second.commit)
+
+    def test_what_is_published_already_is_pointed_at_and_repeating_it_changes_nothing(
+        self, prompts: PromptStore
+    ) -> None:
+        publish(prompts, 2)
+        for _ in range(2):
+            assert prompts.publish(sample_prompt(0), sample_task(), alias="staging").number == 1
+        assert (prompts.state.number, prompts.resolve("sst2@staging").number) == (3, 1)
+
+    def test_a_protected_alias_needs_force_and_a_reason_or_nothing_is_published(self, prompts: PromptStore) -> None:
+        for given in ({}, {"force": True}):
+            with pytest.raises(RefusedError):
+                prompts.publish(sample_prompt(1), sample_task(), alias="production", **given)  # type: ignore[arg-type]
+        assert prompts.refresh().number == 0
+        prompts.publish(sample_prompt(1), sample_task(), alias="production", force=True, reason="hand-made")
+        assert prompts.history()[-1].forced
+
+
 class TestRollback:
     def test_it_returns_to_the_version_before(self, prompts: PromptStore) -> None:
         publish(prompts, 2)
@@ -356,9 +382,19 @@ class TestRollback:
         assert prompts.history()[-1].forced
 
     def test_to_a_version_of_ones_choice(self, prompts: PromptStore) -> None:
-        publish(prompts, 3)
-        prompts.promote("sst2:3", "staging")
+        publish(prompts, 4)
+        for number in (1, 2, 3):
+            prompts.promote(f"sst2:{number}", "staging")
         assert prompts.rollback("sst2", "staging", to=1).number == 1
+
+    def test_it_is_no_way_around_the_gate(self, prompts: PromptStore) -> None:
+        """What an alias never pointed at was never let in."""
+        publish(prompts, 2)
+        prompts.promote("sst2:1", force=True, reason="hand-made")
+        for to in (2, 9):
+            with pytest.raises(NotFoundError, match=f"never pointed at version {to}"):
+                prompts.rollback("sst2", to=to, reason="in a hurry")
+        assert prompts.resolve("sst2@production").number == 1
 
     def test_without_an_alias_there_is_nothing_to_roll_back(self, prompts: PromptStore) -> None:
         publish(prompts)
