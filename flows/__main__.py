@@ -1,12 +1,13 @@
 """Run a flow in this process, against the Prefect server that PREFECT_API_URL names.
 
-    python -m flows tune --parameters FILE.json [--result FILE.json] [--wait SECONDS]
+    python -m flows tune --parameters FILE.json [--result FILE.json] [--reason FILE] [--wait SECONDS]
     python -m flows server --home FOLDER --port PORT
     python -m flows deploy [--file infra/prefect.yaml] [--tasks FOLDER] [--pool NAME] [--pool-type process]
     python -m flows worker [--pool NAME] [--pool-type process] [--health-port PORT]
     python -m flows announce [--once]
 
-Exit code 0 if it did what was asked, 1 if not (the last line on standard error says why), 2 for a usage error.
+Exit code 0 if it did what was asked, 1 if not (the last line on standard error says why, or the file that --reason
+names), 2 for a usage error.
 """
 
 import argparse
@@ -58,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             run_flow(given.command, given.parameters, given.result, wait_s=given.wait)
     except KeyboardInterrupt:
-        return _say("interrupted; run it again under the same job name to go on", 130)
+        return _say("interrupted; run it again under the same job name to go on", 130, getattr(given, "reason", None))
     except Exception as error:  # noqa: BLE001 - the boundary of the program
-        return _say(_one_line(error), 1)
+        return _say(_one_line(error), 1, getattr(given, "reason", None))
     return 0
 
 
@@ -174,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name)
         command.add_argument("--parameters", type=Path, required=True, metavar="FILE", help="JSON object")
         command.add_argument("--result", type=Path, metavar="FILE", help="where the result goes, as JSON")
+        command.add_argument("--reason", type=Path, metavar="FILE", help="where it goes why the flow failed")
         wait = "for a Prefect server that is still starting (%(default)g)"
         command.add_argument("--wait", type=float, default=PREFECT_WAIT_S, metavar="SECONDS", help=wait)
     server = commands.add_parser("server", help="a Prefect server for this machine alone")
@@ -220,8 +222,12 @@ def _one_line(error: BaseException) -> str:
     return text if isinstance(error, PromptStoreError) else f"{type(error).__name__}: {text}"
 
 
-def _say(message: str, code: int) -> int:
-    sys.stderr.write(f"error: {message}\n")
+def _say(message: str, code: int, reason_file: Path | None) -> int:
+    """On standard error, or in the file of a caller that will say it itself."""
+    if reason_file is None:
+        sys.stderr.write(f"error: {message}\n")
+    else:
+        reason_file.write_text(f"{message}\n", encoding="utf-8")
     return code
 
 

@@ -33,13 +33,22 @@ def measured(name: str, value: float, unit: str, *, target: str = "", command: s
     return Measurement(name, round(value, 6), unit, target, holds, command)
 
 
-def report(rows: Sequence[Measurement], path: Path) -> None:
-    """Write the rows as JSON to `path` and print the same as a table."""
+def keep(rows: Sequence[Measurement], path: Path) -> list[Measurement]:
+    """Put the rows in place of those of the same name in the file at `path`; all that are in it now."""
+    kept: dict[str, Measurement] = {}
+    if path.exists():
+        kept = {row["name"]: Measurement(**row) for row in json.loads(path.read_bytes())}
+    kept |= {row.name: row for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
-    table = Table("name", "value", "unit", "target", "holds")
+    path.write_text(json.dumps([asdict(row) for row in kept.values()], indent=2) + "\n", encoding="utf-8")
+    return list(kept.values())
+
+
+def report(rows: Sequence[Measurement], path: Path) -> None:
+    """Print the rows as a table, with all that the file at `path` says of them."""
+    table = Table("name", "value", "unit", "target", "holds", "command")
     for row in rows:
         holds = "" if row.holds is None else "yes" if row.holds else "NO"
-        table.add_row(row.name, f"{row.value:g}", row.unit, row.target, holds)
-    Console(width=120).print(table)
+        table.add_row(row.name, f"{row.value:g}", row.unit, row.target, holds, row.command)
+    Console(width=160).print(table)
     Console().print(f"written to {path}")

@@ -99,7 +99,10 @@ def _by_turns(*arms: Callable[[], float]) -> list[float]:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from infra.bench.measurement import report
+    from infra.bench.measurement import keep, report
 
     torch.manual_seed(0)
-    report(measurements(), Path("build/bench-tuning.json"))
+    path = Path("build/bench-tuning.json")
+    rows = measurements()
+    keep(rows, path)
+    report(rows, path)

@@ -41,7 +41,7 @@ def test_the_demo_tunes_promotes_serves_and_switches_real_prompts(tmp_path: Path
     assert facts["switched_in_flight"]
     assert facts["rolled_back"]
     assert source["digest"][:12] in printed
-    store = open_prompt_store(load_settings(store=str(tmp_path / "demo" / "store"), state_dir=tmp_path / "state"))
+    store = open_prompt_store(load_settings(store=str(tmp_path / "demo" / "store-quick"), state_dir=tmp_path / "state"))
     for name, told in (("source", source), ("sentiment", sentiment)):
         assert store.resolve(name).digest == told["digest"]
         assert store.manifest(told["digest"]).provenance.mlflow_run
@@ -59,16 +59,31 @@ def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_a_demo_that_is_stopped_leaves_a_sound_store_and_runs_to_its_end_when_repeated(
     tiny_demo: list[str], tmp_path: Path
 ) -> None:
-    stop_at("1/5", signal.SIGINT, tiny_demo, tmp_path)
-    stop_at("3/5", signal.SIGINT, tiny_demo, tmp_path)
-    stop_at("4/5", signal.SIGTERM, tiny_demo, tmp_path)
-    assert verify(LocalObjectStore(tmp_path / "demo" / "store")).is_clean
-    facts, _ = finish(tiny_demo, tmp_path)
-    assert (facts["failed_requests"], facts["rolled_back"]) == (0, True)
+    """In every phase, and in the middle of its work: each is known by what it leaves behind."""
+    demo = tmp_path / "demo"
+    for phase, by, at_work in (
+        ("1/5", signal.SIGINT, "state/jobs/*/checkpoint"),
+        ("2/5", signal.SIGINT, "logs/promote-*.parameters.json"),
+        ("3/5", signal.SIGINT, ""),
+        ("4/5", signal.SIGTERM, "logs/tune-second.parameters.json"),
+        ("5/5", signal.SIGINT, ""),
+    ):
+        stop_at(phase, by, tiny_demo, tmp_path, at_work=at_work)
+        for store in demo.glob("store-quick-*"):
+            assert verify(LocalObjectStore(store)).is_clean
+    (store,) = demo.glob("store-quick-*")
+    for _ in range(2):
+        facts, _ = finish(tiny_demo, tmp_path)
+        assert (facts["failed_requests"], facts["switched_in_flight"], facts["rolled_back"]) == (0, True, True)
+    assert verify(LocalObjectStore(store)).is_clean
 
 
-def stop_at(phase: str, by: signal.Signals, arguments: list[str], folder: Path) -> None:
-    """Signal the demo once it says that `phase` begins: one message, exit code 130, no child left behind."""
+def stop_at(phase: str, by: signal.Signals, arguments: list[str], folder: Path, *, at_work: str) -> None:
+    """Signal the demo in the middle of `phase`: one message, exit code 130, no child left behind.
+
+    at_work: a file in the demo's folder that appears in that phase, of this run.
+    """
+    begun = time.time()
     process = subprocess.Popen(
         arguments,
         cwd=folder,
@@ -83,13 +98,21 @@ def stop_at(phase: str, by: signal.Signals, arguments: list[str], folder: Path) 
     for line in process.stderr:
         said += line
         if line.startswith(phase):
-            time.sleep(2)
+            wait_for_file(folder / "demo", at_work, since=begun)
             process.send_signal(by)
     assert phase in said
     assert process.wait(timeout=60) == 130, said
     assert said.splitlines()[-1].startswith("interrupted")
     assert "Traceback" not in said
     assert children_with(str(folder)) == []
+
+
+def wait_for_file(folder: Path, pattern: str, *, since: float, timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while pattern and not any(path.stat().st_mtime >= since for path in folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern} appeared"
+        time.sleep(0.05)
+    time.sleep(0.2)
 
 
 def accept_interrupts() -> None:

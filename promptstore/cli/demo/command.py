@@ -21,7 +21,7 @@ def demo(
     model: ModelOption = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Also write the facts to this file.")] = None,
 ) -> None:
-    """Tune, publish, gate, promote, serve, switch and roll back two real tasks; about five minutes on two cores."""
+    """Tune, publish, gate, promote, serve, switch and roll back two real tasks; five to nine minutes on two cores."""
     from promptstore.cli.demo.place import ENVIRONMENT_FILE
     from promptstore.cli.demo.report import next_steps, require_writable, write_json
     from promptstore.cli.demo.scenario import run_demo

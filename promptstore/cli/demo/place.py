@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from promptstore.core.digest import sha256_hex
 from promptstore.errors import InvalidInputError
 
 ENVIRONMENT_FILE = "env.sh"
@@ -13,14 +14,20 @@ NOTHING_SENT = {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFEC
 
 @dataclass(frozen=True, slots=True)
 class DemoPlace:
-    """One folder with the store, the runs, the flows' database, the data and every log."""
+    """One folder with the store, the runs, the flows' database, the data and every log.
+
+    variant: a quick demo, or one of another model, has tasks and versions that are not to be measured against those of
+    the others, so it has a store of its own.
+    """
 
     folder: Path
+    variant: str = ""
 
     @classmethod
-    def make(cls, folder: Path) -> "DemoPlace":
+    def make(cls, folder: Path, *, quick: bool, model: str | None) -> "DemoPlace":
         """Raises InvalidInputError: the folder cannot be made or written."""
-        place = cls(folder.absolute())
+        digest = sha256_hex(model.encode())[:8] if model else ""
+        place = cls(folder.absolute(), "".join(f"-{part}" for part in ("quick" * quick, digest) if part))
         try:
             for each in (place.logs, place.data, place.prefect, place.state):
                 each.mkdir(parents=True, exist_ok=True)
@@ -30,7 +37,7 @@ class DemoPlace:
 
     @property
     def store(self) -> Path:
-        return self.folder / "store"
+        return self.folder / f"store{self.variant}"
 
     @property
     def logs(self) -> Path:
@@ -38,7 +45,7 @@ class DemoPlace:
 
     @property
     def data(self) -> Path:
-        return self.folder / "tasks"
+        return self.folder / f"tasks{self.variant}"
 
     @property
     def prefect(self) -> Path:

@@ -23,8 +23,8 @@ STOP_AFTER_S = 10.0
 class ChildProcess:
     """A program that runs while the context is open, and no longer.
 
-    log_path: takes its standard output and error. shows_progress: its standard error goes to the terminal, if there is
-    one, and not to the log.
+    log_path: takes its standard output and error. on_terminal: its standard error goes to ours instead.
+    reason_path: where it says why it failed; the end of its log says it otherwise.
     """
 
     def __init__(
@@ -34,13 +34,15 @@ class ChildProcess:
         *,
         environment: Mapping[str, str],
         log_path: Path,
-        shows_progress: bool = False,
+        reason_path: Path | None = None,
+        on_terminal: bool = False,
     ) -> None:
         self._name = name
         self._arguments = [sys.executable, *arguments]
         self._environment = {**os.environ, **environment}
         self._log_path = log_path
-        self._stderr = None if shows_progress and sys.stderr.isatty() else subprocess.STDOUT
+        self._reason_path = reason_path
+        self._stderr = None if on_terminal else subprocess.STDOUT
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -65,11 +67,12 @@ class ChildProcess:
         """Return once it ended well.
 
         Raises:
-            PromptStoreError: it failed; the message holds the last line of its log.
+            PromptStoreError: it failed; the message says why.
         """
         code = self._process.wait() if self._process is not None else None
         if code != 0:
-            lines = self._log_path.read_text(errors="replace").splitlines() or ["no output"]
+            told = self._reason_path if self._reason_path and self._reason_path.exists() else self._log_path
+            lines = told.read_text(errors="replace").splitlines() or ["no output"]
             cause = lines[-1].removeprefix("error: ")
             raise PromptStoreError(
                 f"{self._name} failed: {cause} (exit code {code}; the whole output is in {self._log_path})"

@@ -37,13 +37,13 @@ QUICK_STEPS, QUICK_SECOND_STEPS = {"steps": 16, "batch_size": 8}, {"steps": 4, "
 
 
 def run_demo(folder: Path, *, quick: bool, model: str | None) -> DemoReport:
-    """Runs the whole loop in `folder`, which keeps everything. Repeating it there adds versions.
+    """Runs the whole loop in `folder`, which keeps everything. Repeating it there adds versions to the same store.
 
     Raises:
         PromptStoreError: any step failed; what was published and promoted until then stays valid.
     """
     started = time.monotonic()
-    place = DemoPlace.make(folder)
+    place = DemoPlace.make(folder, quick=quick, model=model)
     place.write_environment(model)
     prefect_port = free_port()
     environment = place.environment(f"http://127.0.0.1:{prefect_port}/api", model)
