@@ -27,7 +27,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from flows.environment import QUIET_FLOWS, server_environment
-from promptstore.errors import InvalidInputError, PromptStoreError, StoreUnavailableError
+from promptstore.errors import InvalidInputError, PromptStoreError, StoreUnavailableError, next_step
 from promptstore.store.files import write_atomically
 
 # Each flow's module and parameters. Imported when asked for: Prefect and torch take seconds.
@@ -219,6 +219,8 @@ def _plain(result: Any) -> Any:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError):
+        return f"{text}; {next_step(error)}"
     return text if isinstance(error, PromptStoreError) else f"{type(error).__name__}: {text}"
 
 

@@ -1,5 +1,7 @@
 """One error tree: a subclass per way of handling it. Messages say what, which, expected, actual, next step."""
 
+import errno
+
 
 class PromptStoreError(Exception):
     """Root of every error that promptstore raises on purpose."""
@@ -55,3 +57,14 @@ class DeviceBusyError(PromptStoreError):
 
 class NotServingError(PromptStoreError):
     """The server is starting or shutting down; ask another replica, or repeat the request in a moment."""
+
+
+def next_step(error: OSError) -> str:
+    """What a person can do about a file of this machine that cannot be read or written."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return "free some space there, then repeat: what was acknowledged is kept"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return "give this user permission there, or name another place"
+        case _:
+            return "name another place, or correct that one, then repeat"

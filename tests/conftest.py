@@ -37,6 +37,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the race tests printed: how often writers really met."""
+    told = [
+        f"{report.nodeid.rpartition('::')[2]}: {line}"
+        for report in terminalreporter.getreports("passed")
+        for line in report.capstdout.splitlines()
+        if "conflicts" in line
+    ]
+    if told:
+        terminalreporter.section("races")
+        for line in sorted(set(told)):
+            terminalreporter.line(line)
+
+
 @pytest.fixture(scope="session")
 def seaweedfs() -> Iterator[S3Server]:
     """A real S3 server."""

@@ -1,10 +1,9 @@
 """The command line. Commands import what they need when they run, so that `--help` is instant."""
 
-import errno
 import gc
 import sys
 
-from promptstore.errors import PromptStoreError
+from promptstore.errors import PromptStoreError, next_step
 
 
 def main() -> None:
@@ -16,7 +15,7 @@ def main() -> None:
     except PromptStoreError as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # a file of this machine; stores and servers have errors of their own
-        sys.exit(f"error: {error}; {_next_step(error)}")
+        sys.exit(f"error: {error}; {next_step(error)}")
     except KeyboardInterrupt:  # before the command began, or after it ended
         _say_interrupted()
         sys.exit(130)
@@ -30,13 +29,3 @@ def main() -> None:
 
 def _say_interrupted() -> None:
     print("interrupted: what was acknowledged is kept, the rest was not started", file=sys.stderr)
-
-
-def _next_step(error: OSError) -> str:
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return "free some space there, then repeat: what was acknowledged is kept"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return "give this user permission there, or name another place"
-        case _:
-            return "name another place, or correct that one, then repeat"
