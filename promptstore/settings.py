@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     recompute_activations: bool = Field(
         default=False, description="fits keep less for the backward pass and take a third longer: for long inputs"
     )
+    compile_layers: bool = Field(
+        default=False, description="fits run norms and feed-forward parts compiled: for long fits, a minute to begin"
+    )
     s3_endpoint: str | None = Field(default=None, description="for S3-compatible servers; AWS if unset")
     s3_region: str | None = None
     s3_addressing: Literal["auto", "path", "virtual"] = "auto"

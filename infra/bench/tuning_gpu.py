@@ -81,6 +81,8 @@ def measurements(*, profile: bool = False) -> Iterator[Row]:
                 yield Row(f"{name}: PEFT, plain loop", peft[tokens], "examples/s")
                 target = ">= 2" if tokens == 100 else ""
                 yield Row(f"{name}: ours / PEFT", ours.examples_per_s / peft[tokens], "x", target)
+        compiled = _ours(model, prompts=1, tokens=100, compiled=True)
+        yield Row(f"{size}, 100 virtual tokens: compiled / ours", compiled.examples_per_s / ours.examples_per_s, "x")
         eight = _ours(model, prompts=8, tokens=100)
         yield Row(f"{size}, eight prompts together: ours", eight.examples_per_s, "examples/s")
         if has_peft:
@@ -104,14 +106,13 @@ class Rate:
     tokens_per_s: float
 
 
-def _ours(model: FrozenModel, *, prompts: int, tokens: int) -> Rate:
+def _ours(model: FrozenModel, *, prompts: int, tokens: int, compiled: bool = False) -> Rate:
     config = TuneConfig(
         num_virtual_tokens=tokens, steps=STEPS, batch_size=BATCH, evaluate_every=STEPS, max_validation_rows=1
     )
     jobs = [FitJob(f"p{at}", TASK, config, _rows(512, seed=at), _rows(4, seed=99)) for at in range(prompts)]
-    reports = [
-        event for event in fit(model, jobs, options=FitOptions(report_every=WARMUP)) if isinstance(event, StepReport)
-    ]
+    options = FitOptions(report_every=WARMUP, compile_layers=compiled)
+    reports = [event for event in fit(model, jobs, options=options) if isinstance(event, StepReport)]
     steady = {event.step: event for event in reports if event.step > WARMUP}.values()
     return Rate(
         len(steady) / sum(1 / event.examples_per_s for event in steady),

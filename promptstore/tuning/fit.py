@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from promptstore.errors import InvalidInputError
 from promptstore.lm.frozen import FrozenModel
+from promptstore.tuning.compiled import compiled_layers
 from promptstore.tuning.crew import Crew
 from promptstore.tuning.events import FitEvent
 from promptstore.tuning.fit_checkpoint import CheckpointSlot
@@ -24,7 +25,7 @@ class FitOptions:
     max_active: prompts fitted at a time; the others wait and join as places fall free. tokens_per_pass: positions
     computed at a time, `None` to choose by the device. report_every: steps between reports, each of which waits for the
     device. save_every_s: seconds between checkpoints. recompute_activations: keep less for the backward pass, where one
-    row's activations alone fill the device.
+    row's activations alone fill the device. compile_layers: see `promptstore.tuning.compiled`.
     """
 
     max_active: int = 64
@@ -32,6 +33,7 @@ class FitOptions:
     report_every: int = 10
     save_every_s: float = 20.0
     recompute_activations: bool = False
+    compile_layers: bool = False
 
     def __post_init__(self) -> None:
         if self.max_active < 1 or self.report_every < 1 or self.save_every_s < 0 or (self.tokens_per_pass or 1) < 1:
@@ -72,7 +74,14 @@ def fit(
         save_every_s=options.save_every_s,
     )
     budget = TokenBudget.of(model) if options.tokens_per_pass is None else TokenBudget(options.tokens_per_pass)
-    return _loop(model, crew, budget, Meter(model, clock), options)
+    return _compiled(model, crew, budget, Meter(model, clock), options)
+
+
+def _compiled(
+    model: FrozenModel, crew: Crew, budget: TokenBudget, meter: Meter, options: FitOptions
+) -> Iterator[FitEvent]:
+    with compiled_layers(model, is_on=options.compile_layers):
+        yield from _loop(model, crew, budget, meter, options)
 
 
 def _loop(model: FrozenModel, crew: Crew, budget: TokenBudget, meter: Meter, options: FitOptions) -> Iterator[FitEvent]:

@@ -175,7 +175,10 @@ class _Job:
         jobs = [job for plan in plans for job in self._jobs[plan.name]]
         results: dict[str, FitResult] = {}
         slot = checkpoint_slot(self._folder, self._job, self._tools.settings)
-        options = FitOptions(recompute_activations=self._tools.settings.recompute_activations)
+        settings = self._tools.settings
+        options = FitOptions(
+            recompute_activations=settings.recompute_activations, compile_layers=settings.compile_layers
+        )
         for event in fit(self._tools.model, jobs, options=options, checkpoint=slot):
             match event:
                 case Notice(task, message):

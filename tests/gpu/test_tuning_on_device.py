@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from promptstore.errors import InvalidInputError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.placement import choose_device
 from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama, tiny_t5
 from promptstore.testing.tuning_tasks import echo_job, sentiment_job
 from promptstore.tuning.answers import answer_losses
+from promptstore.tuning.compiled import require_compiler
 from promptstore.tuning.events import FitFinished, StepReport
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fit import FitOptions, fit
@@ -85,3 +87,21 @@ def test_a_fit_in_bfloat16_keeps_a_float32_master_and_learns() -> None:
     assert bool((rounded != result.last.embeddings).any())
     if DEVICE.type == "cuda":
         assert next(event for event in events if isinstance(event, StepReport)).memory_bytes > 0
+
+
+def test_compiled_layers_fit_the_same() -> None:
+    try:
+        require_compiler(DEVICE.type)
+    except InvalidInputError as error:
+        pytest.skip(str(error))
+    model = on_device(tiny_llama)
+    job = sentiment_job(num_virtual_tokens=8, learning_rate=0.003)
+    plain, compiled = (
+        next(
+            event.result.last.embeddings
+            for event in fit(model, [job], options=FitOptions(compile_layers=is_on))
+            if isinstance(event, FitFinished)
+        )
+        for is_on in (False, True)
+    )
+    np.testing.assert_allclose(compiled, plain, atol=1e-3)
