@@ -12,9 +12,11 @@ from typing import Any
 from infra.bench.measurement import Measurement, measured
 from infra.bench.quality_runs import QualityRuns
 from infra.bench.tuning_cells import Cells
+from promptstore.tuning.config import TuneConfig
 
 COMMAND = "make bench-quality"
-CELLS = Path("build") / "quality-cells"
+# What was measured with other defaults is not mixed in.
+CELLS = Path("build") / "quality-cells" / TuneConfig().digest[:12]
 SEEDS = (0, 1, 2)
 TASKS = ("trec6", "sst2", "ag_news", "boolq")
 SEARCHED = ("trec6", "sst2")

@@ -19,7 +19,13 @@ from promptstore.tuning.job_result import JobResult
 from promptstore.tuning.task_file import read_task
 from promptstore.wiring import open_prompt_store
 
-QUICK: Mapping[str, Any] = {"steps": 24, "evaluate_every": 8, "batch_size": 8, "num_virtual_tokens": 8}
+QUICK: Mapping[str, Any] = {
+    "steps": 24,
+    "evaluate_every": 8,
+    "batch_size": 8,
+    "num_virtual_tokens": 8,
+    "learning_rate": 0.3,
+}
 IMPATIENT = Patience(interval_s=0.05, rest=0, retries_s=(), return_s=3600, close_s=20)
 SAID: Mapping[str, tuple[str, ...]] = {"yes": ("good", "great", "positive"), "no": ("bad", "terrible", "negative")}
 FILLING = ("the", "a", "was", "it", "and", "film", "product", "editorial", "review", "of")

@@ -27,6 +27,8 @@ ECHO = TaskSpec(
     max_target_tokens=4,
 )
 
+SHORT = {"steps": 12, "batch_size": 4, "evaluate_every": 6, "warmup_steps": 2, "learning_rate": 0.3}
+
 
 def sentiment_rows(count: int, seed: int = 0) -> Rows:
     """Texts of 2 to 12 words with one word that decides the label."""
@@ -48,7 +50,14 @@ def echo_rows(count: int, seed: int = 0) -> Rows:
 
 def sentiment_job(name: str = "one", **settings: object) -> FitJob:
     """A short fit; `settings` go over those of a small prompt with few steps."""
-    config = {"num_virtual_tokens": 4, "steps": 12, "batch_size": 4, "evaluate_every": 6, "warmup_steps": 2}
+    config = {
+        "num_virtual_tokens": 4,
+        "steps": 12,
+        "batch_size": 4,
+        "evaluate_every": 6,
+        "warmup_steps": 2,
+        "learning_rate": 0.3,
+    }
     return FitJob(
         name, SENTIMENT, TuneConfig.from_mapping({**config, **settings}), sentiment_rows(30), sentiment_rows(20, seed=1)
     )
@@ -56,5 +65,12 @@ def sentiment_job(name: str = "one", **settings: object) -> FitJob:
 
 def echo_job(name: str = "echo", **settings: object) -> FitJob:
     """As `sentiment_job`, for a task that generates text."""
-    config = {"num_virtual_tokens": 5, "steps": 12, "batch_size": 4, "evaluate_every": 6, "warmup_steps": 2}
+    config = {
+        "num_virtual_tokens": 5,
+        "steps": 12,
+        "batch_size": 4,
+        "evaluate_every": 6,
+        "warmup_steps": 2,
+        "learning_rate": 0.3,
+    }
     return FitJob(name, ECHO, TuneConfig.from_mapping({**config, **settings}), echo_rows(30), echo_rows(20, seed=1))

@@ -40,7 +40,7 @@ class TuneConfig:
     num_virtual_tokens: int = 20
     initialise: str = "vocabulary"
     optimiser: OptimiserName = "adamw"
-    learning_rate: float = 0.3
+    learning_rate: float = 0.1
     schedule: ScheduleName = "linear"
     warmup_steps: int = 10
     steps: int = 200
