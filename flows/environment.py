@@ -16,6 +16,8 @@ QUIET_FLOWS = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "promptstore",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    # What Prefect's server answers while its database is away; a run outlives the minute that a restart takes.
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
 }
 
 

@@ -40,13 +40,16 @@ class RetrainResult:
 
 @flow(name="retrain")
 def retrain(parameters: RetrainParameters) -> RetrainResult:
-    """Tune what is due. A run that crashed is gone on with by the next, because equal work has an equal name."""
+    """Tune what is due, promote what is no worse. A run that crashed is gone on with by the next: equal work has an
+    equal name, and a version that was made and never judged goes to its gate.
+    """
     looked = look(parameters)
     found = [due for _, due in looked]
     report_due(found)
     wanted = {due.task: name for name, due in looked if due.reasons}
+    left = [_asked(parameters, due.left, name, due.fresh) for name, due in looked if due.left is not None]
     if not wanted:
-        return RetrainResult(tuple(found))
+        return RetrainResult(tuple(found), None, None, *promote_together(left if parameters.promote else ()))
     overrides = {**parameters.overrides, "search": True} if parameters.search else parameters.overrides
     job = job_name([each for each in found if each.reasons], overrides)
     state: State[JobResult] = tune(parameters.tuning(list(wanted.values()), job), return_state=True)
@@ -54,7 +57,7 @@ def retrain(parameters: RetrainParameters) -> RetrainResult:
         get_run_logger().warning("skipped: %s", error)
         return RetrainResult(tuple(found), skipped=str(error))
     tuned = state.result()
-    asked = promotions(parameters, found, tuned, wanted) if parameters.promote else []
+    asked = [*left, *promotions(parameters, found, tuned, wanted)] if parameters.promote else []
     promoted, refused = promote_together(asked)
     return RetrainResult(tuple(found), None, tuned, promoted, refused)
 
@@ -76,11 +79,12 @@ def promotions(
     """What the gate is asked about: every version that was made."""
     why = {each.task: "; ".join(each.reasons) for each in found}
     return [
-        parameters.promotion(
-            each.version,
-            files[each.task] if files[each.task].endswith(".toml") else None,
-            f"retrained: {why[each.task]}",
-        )
+        _asked(parameters, each.version, files[each.task], f"retrained: {why[each.task]}")
         for each in tuned.tasks
         if each.version is not None
     ]
+
+
+def _asked(parameters: RetrainParameters, version: str, name: str, reason: str) -> PromoteParameters:
+    """name: of the task, or its file."""
+    return parameters.promotion(version, name if name.endswith(".toml") else None, reason)

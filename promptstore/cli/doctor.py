@@ -1,8 +1,11 @@
 """`promptstore doctor`: is everything here that the main job needs, and if not, what to do."""
 
 import importlib.metadata
+import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 from promptstore.errors import CorruptError, NotFoundError, PromptStoreError, StoreUnavailableError, UntrustedError
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
     from promptstore.settings import Settings
 
 PACKAGES = {
@@ -64,10 +69,30 @@ def _python() -> Finding:
 
 
 def _package(package: str, extra: str) -> Finding:
+    install = f"pip install 'promptstore[{extra}]'"
     try:
-        return Finding(package, True, importlib.metadata.version(package))
+        version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(package, False, "not installed", f"pip install 'promptstore[{extra}]'")
+        return Finding(package, False, "not installed", install)
+    try:
+        wanted = _requirement(package, extra)
+    except ImportError as error:  # of packaging, which every extra brings along
+        return Finding(package, False, f"{version}, which cannot be judged: {error}", install)
+    if wanted.specifier.contains(version, prereleases=True):
+        return Finding(package, True, version)
+    return Finding(package, False, f"{version}, promptstore needs {wanted.specifier}", f"pip install '{wanted}'")
+
+
+def _requirement(package: str, extra: str) -> "Requirement":
+    """All that promptstore with `extra` asks of `package` on this machine, in one."""
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(package)
+    for line in importlib.metadata.requires("promptstore") or ():
+        each = Requirement(line)
+        if each.name == package and (each.marker is None or each.marker.evaluate({"extra": extra})):
+            wanted.specifier &= each.specifier
+    return wanted
 
 
 def _looked(
@@ -108,14 +133,29 @@ def _model(settings: "Settings") -> str:
 
 
 def _mlflow(uri: str) -> Finding:
-    """A server that answers, or the folder of a database file that MLflow would not make itself."""
+    """A server that answers, or a database file that opens."""
     from promptstore.tracking.mlflow_address import without_password
 
     if uri.startswith("sqlite:"):
-        folder = Path(unquote(urlsplit(uri).path)[1:]).absolute().parent
-        if not folder.is_dir():
-            return Finding("MLflow", False, f"{uri}: there is no folder {folder}", f"make it: mkdir -p {folder}")
+        return _sqlite(uri, Path(unquote(urlsplit(uri).path)[1:]).absolute())
     return _server("MLflow", without_password(uri), "/health", "PROMPTSTORE_MLFLOW_URI", "runs are not tracked", uri)
+
+
+def _sqlite(uri: str, path: Path) -> Finding:
+    """A database that is not there yet is not made: MLflow makes it, but not its folder."""
+    if not path.parent.is_dir():
+        return Finding("MLflow", False, f"{uri}: there is no folder {path.parent}", f"make it: mkdir -p {path.parent}")
+    for place in (path.parent, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            fix = "give this user permission, or correct PROMPTSTORE_MLFLOW_URI"
+            return Finding("MLflow", False, f"{uri}: {place} cannot be written", fix)
+    try:
+        if path.exists():
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
+                database.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        return Finding("MLflow", False, f"{uri}: {error}", f"move {path} away, or correct PROMPTSTORE_MLFLOW_URI")
+    return Finding("MLflow", True, f"{uri} (no server)")
 
 
 def _server(what: str, url: str, path: str, variable: str, otherwise: str, asked: str = "") -> Finding:

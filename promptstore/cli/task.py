@@ -1,13 +1,16 @@
 """Commands about task files."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from promptstore.cli.options import JsonOption, ModelOption, TaskFilesArgument
 from promptstore.cli.output import emit, emit_one, note
-from promptstore.errors import InvalidInputError
+from promptstore.errors import InvalidInputError, PromptStoreError
+
+if TYPE_CHECKING:
+    from promptstore.lm.frozen import FrozenModel
 
 app = typer.Typer(no_args_is_help=True, help="Scaffold and check task files.")
 
@@ -47,21 +50,28 @@ def check(
 ) -> None:
     """Explain what is wrong with task files and their data, row and field named."""
     from promptstore.cli.models import open_base_model
-    from promptstore.lm.encoding import TaskEncoder
-    from promptstore.tuning.data import load_rows
-    from promptstore.tuning.task_check import check_task
-    from promptstore.tuning.task_file import read_task
 
     base = None if without_model else open_base_model(model)
-    findings = []
-    for path in paths:
-        spec = read_task(path)
-        # All fields, so that one which is missing is a finding like any other.
-        splits = {"train": load_rows(spec.data.train), "validation": load_rows(spec.data.validation)}
-        encoder = TaskEncoder(spec, base) if base is not None else None
-        findings += [{"task": spec.name, **each.to_json()} for each in check_task(spec, splits, encoder)]
+    findings = [finding for path in paths for finding in _findings(path, base)]
     emit(findings, as_json=as_json)
     errors = sum(each["severity"] == "error" for each in findings)
     if errors:
         raise InvalidInputError(f"{errors} of {len(findings)} findings must be mended before tuning")
     note(f"{len(paths)} task file(s) checked: ready to tune")
+
+
+def _findings(path: Path, base: "FrozenModel | None") -> list[dict[str, Any]]:
+    """A file that cannot be read, or whose data cannot, is a finding under its path; the others are still checked."""
+    from promptstore.lm.encoding import TaskEncoder
+    from promptstore.tuning.data import load_rows
+    from promptstore.tuning.task_check import Finding, check_task
+    from promptstore.tuning.task_file import read_task
+
+    try:
+        spec = read_task(path)
+        # All fields, so that one which is missing is a finding like any other.
+        splits = {"train": load_rows(spec.data.train), "validation": load_rows(spec.data.validation)}
+        encoder = TaskEncoder(spec, base) if base is not None else None
+        return [{"task": spec.name, **each.to_json()} for each in check_task(spec, splits, encoder)]
+    except PromptStoreError as error:
+        return [{"task": str(path), **Finding("error", str(error)).to_json()}]

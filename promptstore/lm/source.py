@@ -55,12 +55,33 @@ def find_model(source: str, *, cache_dir: Path) -> ModelFiles:
 def describe_source(source: str, *, cache_dir: Path) -> str:
     """One line on whether `source` is at hand; loads, downloads and converts nothing. Raises as `open_model`."""
     if source.startswith(HUB_PREFIX):
-        return f"{source}: fetched from the model hub when first used"
+        state = "in the hub client's cache" if _is_cached(source) else "fetched from the model hub when first used"
+        return f"{source}: {state}"
     if source.startswith(ASSET_PREFIX):
         path = _asset(source, cache_dir)
         state = "ready" if _conversion_folder(path, cache_dir).is_dir() else "fetched, converted when first used"
         return f"{source}: {state} in {cache_dir}"
-    return f"{source}: {'folder' if _existing_path(source).is_dir() else 'GGUF file'}"
+    path = _existing_path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise NotFoundError(f"{source} holds no config.json; name the folder that has it, with weights and tokenizer")
+    return f"{source}: {'folder' if path.is_dir() else 'GGUF file'}"
+
+
+def _is_cached(source: str) -> bool:
+    """Does the hub client's cache hold the config and weights of `source`? Asks no hub."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    from promptstore.lm.hub import PYTORCH_FILES, SAFETENSORS_FILES
+
+    repository, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
+    try:
+        config = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+    except HFValidationError as error:
+        raise InvalidInputError(f"{source} is not a repository on the model hub; write hf:<owner>/<model>") from error
+    if not isinstance(config, str):
+        return False
+    return any(any(Path(config).parent.glob(files)) for files in (*SAFETENSORS_FILES, *PYTORCH_FILES))
 
 
 def _asset(source: str, cache_dir: Path) -> Path:

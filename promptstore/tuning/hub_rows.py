@@ -1,7 +1,9 @@
 """Rows of a data set on a hub, through the `datasets` library and its cache."""
 
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from promptstore.errors import InvalidInputError, NotFoundError, StoreUnavailableError
@@ -41,7 +43,8 @@ def _load(source: str, name: str, config: str | None, split: str, revision: str 
     except ImportError as error:
         raise NotFoundError(f"{source} needs the datasets library; pip install 'promptstore[tuning]'") from error
     try:
-        return datasets.load_dataset(name, config, split=split, revision=revision)
+        with _bars_on_terminals_only(datasets):
+            return datasets.load_dataset(name, config, split=split, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise NotFoundError(f"there is no data set {source}, or it is private (set HF_TOKEN): {error}") from error
     except ConnectionError as error:
@@ -50,3 +53,16 @@ def _load(source: str, name: str, config: str | None, split: str, revision: str 
         ) from error
     except (ValueError, OSError) as error:
         raise InvalidInputError(f"data source {source} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def _bars_on_terminals_only(datasets: Any) -> Iterator[None]:
+    """As `promptstore.lm.progress.bars_on_terminals_only`, for the bars of datasets: they have their own switch."""
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

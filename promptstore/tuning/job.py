@@ -247,7 +247,7 @@ class _Job:
             without_local_paths(plan.task),
             provenance=decision.provenance,
             metrics=decision.metrics,
-            reason=f"tuned by job {self._job}",
+            reason=tuned_by(self._job),
             actor=self._tools.actor,
         )
         self._logs[name].published(version)
@@ -265,6 +265,11 @@ class _Job:
                 if provenance.mlflow_run == decision.provenance.mlflow_run:
                     return version
         return None
+
+
+def tuned_by(job: str) -> str:
+    """What the log says of a version that a job made."""
+    return f"tuned by job {job}"
 
 
 def _tuned_task(version: PromptVersion, decision: Decision, prompt: SoftPrompt) -> TunedTask:

@@ -14,9 +14,11 @@ from promptstore.lm.fingerprint import tensors_in_folder, weights_digest
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.source import find_model, open_model
 from promptstore.settings import Settings
+from promptstore.store.following import read_commit
 from promptstore.store.prompt_store import PromptStore
 from promptstore.tuning.data import load_task_rows
 from promptstore.tuning.evaluate import evaluate
+from promptstore.tuning.job import tuned_by
 from promptstore.tuning.job_gate import current_number
 from promptstore.tuning.job_plan import data_digest_of
 from promptstore.tuning.job_rows import split_validation
@@ -25,6 +27,9 @@ from promptstore.tuning.settings_device import settings_device
 
 # What of a task may change without its prompts growing stale: where the data lie is not what they are.
 HARMLESS = ("name", "data")
+JOB_PREFIX = "retrain-"
+# Within this time of its publication a version is on its way to its gate, in all likelihood.
+LEFT_AFTER = timedelta(minutes=2)
 OpenModel = Callable[[], FrozenModel]
 
 
@@ -45,12 +50,14 @@ class Due:
     """Whether a task is due: it is, if there are reasons; if not, `fresh` says why not.
 
     state: digest of all that a tuning would rest on now, the newest version included; names the job that answers it.
+    left: the newest version, if a retraining made it and was stopped before any gate had judged it.
     """
 
     task: str
     state: str
     reasons: tuple[str, ...] = ()
     fresh: str = ""
+    left: str | None = None
 
     def __str__(self) -> str:
         return f"{self.task}: {'; '.join(self.reasons)}" if self.reasons else f"{self.task}: not due, {self.fresh}"
@@ -102,6 +109,9 @@ def due_tasks(
             due = is_due(today, store, weights, rules, now=now)
             if not due.reasons and rules.max_decay is not None:
                 due = with_decay(due, today, store, model, weights, rules)
+            if not due.reasons and today.newest is not None and is_left(today.newest, store, rules.alias, now=now):
+                said = f"{today.newest} was made by a retraining that was stopped; it goes to its gate now"
+                due = replace(due, left=str(today.newest), fresh=said)
             found.append(due)
     return found
 
@@ -151,10 +161,21 @@ def with_decay(due: Due, today: TaskToday, store: PromptStore, model: OpenModel,
     return replace(due, reasons=(*due.reasons, f"{metric} of {ref} fell from {before:.3f} to {value:.3f}"))
 
 
+def is_left(version: PromptVersion, store: PromptStore, alias: str, *, now: datetime) -> bool:
+    """Whether a retraining made `version`, and nobody has asked since whether it may be used."""
+    if any(said.kind == "gate" for said in version.attestations):
+        return False
+    if current_number(store, version.task, alias) == version.number:
+        return False
+    if now - datetime.fromisoformat(version.at).astimezone(UTC) < LEFT_AFTER:
+        return False
+    return read_commit(store.ledger.objects, version.commit).reason.startswith(tuned_by(JOB_PREFIX))
+
+
 def job_name(found: Sequence[Due], overrides: Mapping[str, Any]) -> str:
     """The same for the same work to be done, so that a crashed retraining is gone on with by the next."""
     state = {"due": sorted(each.state for each in found), "overrides": dict(overrides)}
-    return f"retrain-{sha256_hex(canonical_json(state))[:16]}"
+    return f"{JOB_PREFIX}{sha256_hex(canonical_json(state))[:16]}"
 
 
 def _value_today(ref: PromptRef, today: TaskToday, metric: str, store: PromptStore, model: OpenModel) -> float:

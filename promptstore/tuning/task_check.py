@@ -17,7 +17,9 @@ SHOWN_ROWS = 5
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to mend (`error`) or to know (`warning`). split, row, field: where, as far as it has a place."""
+    """One thing to mend (`error`) or to know (`warning`). split, row, field: where, as far as it has a place;
+    fields that are wrong together are one text, with commas.
+    """
 
     severity: Literal["error", "warning"]
     message: str
@@ -122,7 +124,7 @@ def _check_leak(task: TaskSpec, splits: Mapping[str, Rows]) -> Iterator[Finding]
             return None
         return f"the same input is in the training rows (row {at}); remove it from one of the two"
 
-    yield from _each_row("validation", splits["validation"], None, leaked)
+    yield from _each_row("validation", splits["validation"], ", ".join(task.template_fields), leaked)
 
 
 def _inputs(task: TaskSpec, row: Row) -> tuple[str, ...]:
@@ -163,7 +165,7 @@ def _check_lengths(split: str, rows: Rows, encoder: TaskEncoder) -> Iterator[Fin
         yield Finding("error", str(error), split, shortest[2])
 
 
-def _each_row(split: str, rows: Rows, field: str | None, problem: Callable[[Row], str | None]) -> Iterator[Finding]:
+def _each_row(split: str, rows: Rows, field: str, problem: Callable[[Row], str | None]) -> Iterator[Finding]:
     """One finding per row with a problem, the first few shown and the others counted."""
     found = [(number, said) for row, number in _numbered(rows) if (said := problem(row)) is not None]
     for number, said in found[:SHOWN_ROWS]:

@@ -128,3 +128,19 @@ def test_equal_work_has_an_equal_name_and_new_work_another(
     assert job_name(first, {}) != job_name(first, {"steps": 3})
     place.tune(model, task, job="again")
     assert job_name(first, {}) != job_name(look(place, settings, task, rules=rules), {})
+
+
+def test_what_a_stopped_retraining_made_goes_to_its_gate_once(
+    place: JobPlace, settings: Settings, model: FrozenModel
+) -> None:
+    mood, later = place.task("mood"), datetime.now(UTC) + timedelta(minutes=5)
+    place.tune(model, mood, job="by-hand")
+    assert look(place, settings, mood, now=later)[0].left is None, "what people tune they promote themselves"
+    place.tune(model, place.task("mood", is_mislabelled=True), job="retrain-0123")
+    mislabelled = read_task(place.folder / "mood.toml")
+    (found,) = look(place, settings, mislabelled, now=later)
+    assert (found.reasons, found.left) == ((), "mood:2")
+    assert str(found) == "mood: not due, mood:2 was made by a retraining that was stopped; it goes to its gate now"
+    assert look(place, settings, mislabelled)[0].left is None, "it may be on its way"
+    place.store().attest("mood:2", "gate", {"verdict": "fail"})
+    assert look(place, settings, mislabelled, now=later)[0].left is None

@@ -4,6 +4,8 @@ import json
 import signal
 import sqlite3
 import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,15 @@ import pytest
 
 from promptstore.errors import NotFoundError
 from promptstore.lm.frozen import FrozenModel
+from promptstore.store.ledger import Ledger
+from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.flow_runner import FlowRunner
 from promptstore.testing.job_place import QUICK, JobPlace
+from promptstore.tuning.job import tune_tasks
 
 pytestmark = pytest.mark.slow
 OVERRIDES = {**QUICK, "steps": 48}
+HOURS_AGO = datetime.now(UTC) - timedelta(hours=2)
 
 
 def artifact(api: httpx.Client, key: str) -> Any:
@@ -49,6 +55,22 @@ def test_retraining_follows_the_data_and_leaves_production_to_the_gate(
     assert store.resolve("sst2").number == 1
     fourth = runner.run("retrain", **asked)
     assert fourth.result["tuned"] is None, "the same data are not tuned again because the gate refused them"
+
+
+def test_a_version_that_was_made_and_never_judged_is_promoted_by_the_next_retraining(
+    place: JobPlace, runner: FlowRunner, model: FrozenModel
+) -> None:
+    """As after a crash between the two, some minutes ago."""
+    tools = place.tools(model, "retrain-0123")
+    store = PromptStore(
+        Ledger.open(tools.store.ledger.objects, actor="me", clock=lambda: HOURS_AGO), tools.store.ledger.objects
+    )
+    tune_tasks([place.task("sst2")], job="retrain-0123", tools=replace(tools, store=store), overrides=OVERRIDES)
+    asked = {"tasks": [str(place.folder / "sst2.toml")], "overrides": OVERRIDES}
+    ended = runner.run("retrain", **asked)
+    assert ended.code == 0, ended.error
+    assert (ended.result["tuned"], ended.result["promoted"]) == (None, ["sst2:1"])
+    assert place.store().resolve("sst2").number == 1
 
 
 def promotions(api: httpx.Client) -> dict[str, str]:

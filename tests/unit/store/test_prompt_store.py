@@ -322,7 +322,7 @@ class TestPromote:
 
 
 class TestPublishUnderAnAlias:
-    def test_version_and_move_are_one_commit(self, prompts: PromptStore, objects: MemoryObjectStore) -> None:
+    def test_version_and_move_are_one_commit(self, prompts: PromptStore, objects: ScriptedObjects) -> None:
         version = prompts.publish(sample_prompt(1), sample_task(), alias="staging", reason="first")
         assert (version.number, prompts.state.number) == (1, 1)
         assert another(objects).resolve("sst2@staging").digest == version.digest

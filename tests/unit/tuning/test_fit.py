@@ -1,6 +1,6 @@
 """The fit: what it may change, what a prompt's result may depend on, and what happens when things go wrong."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,40 @@ def losses(events: Iterable[FitEvent], job: str) -> list[float]:
     return [event.loss for event in events if isinstance(event, StepReport) and event.job == job]
 
 
+def leaves(roots: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The tensors that a backward pass from `roots` accumulates gradients in, whatever they belong to."""
+    ahead, seen = [root.grad_fn for root in roots], set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        ahead += [follower for follower, _ in node.next_functions]
+        if hasattr(node, "variable"):
+            yield node.variable
+
+
+def watch_gradients(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """From here on, fills with every leaf that gradients end in.
+
+    A leaf whose gradient is where the next backward pass starts, as at a prompt's kept keys and values, is none.
+    """
+    ends: list[torch.Tensor] = []
+    backward = torch.autograd.backward
+
+    def watched(roots: torch.Tensor | Sequence[torch.Tensor], gradients: Sequence[torch.Tensor] = ()) -> None:
+        handed_on = {gradient.data_ptr() for gradient in gradients}
+        ends[:] = [leaf for leaf in ends if leaf.grad is None or leaf.grad.data_ptr() not in handed_on]
+        known = {id(leaf) for leaf in ends}
+        ends.extend(
+            leaf for leaf in leaves([roots] if isinstance(roots, torch.Tensor) else roots) if id(leaf) not in known
+        )
+        backward(roots, gradients or None)
+
+    monkeypatch.setattr(torch.autograd, "backward", watched)
+    return ends
+
+
 def different_jobs() -> list[FitJob]:
     """Learning rates at which rounding stays rounding: at 0.3, a dozen steps make a tenth of a prompt's way of it."""
     return [
@@ -46,10 +80,14 @@ def different_jobs() -> list[FitJob]:
 
 
 @pytest.mark.parametrize("make", MODELS)
-def test_only_the_prompt_has_a_gradient_and_the_base_does_not_move(make: MakeModel) -> None:
+def test_only_the_prompt_has_a_gradient_and_the_base_does_not_move(
+    make: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make()
     before = model.weights_digest_now()
+    ends = watch_gradients(monkeypatch)
     found = results(fit(model, [sentiment_job(), echo_job()]))
+    assert sorted(tuple(leaf.shape) for leaf in ends) == [(4, model.hidden_size), (5, model.hidden_size)]
     assert model.weights_digest_now() == before
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.network.parameters())
     assert found["one"].last.embeddings.shape == (4, model.hidden_size)

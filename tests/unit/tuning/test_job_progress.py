@@ -1,0 +1,33 @@
+"""The bars of a job: on a terminal, and nowhere else."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from promptstore.tuning.job_progress import shown_progress
+
+
+def shown(reader: int, writer: int) -> str:
+    """All that a job's progress writes to `writer`, read at the other end."""
+    with os.fdopen(writer, "w", encoding="utf-8") as stream, shown_progress(stream) as progress:
+        progress.say("sentiment", "held-out rows")
+        progress.step("sentiment", step=3, last_step=7, loss=0.5)
+    said = b""
+    try:
+        while piece := os.read(reader, 65536):
+            said += piece
+    except OSError:  # how a terminal says that its other end is closed
+        pass
+    os.close(reader)
+    return said.decode()
+
+
+@pytest.mark.parametrize(("pair", "is_shown"), [(os.openpty, True), (os.pipe, False)])
+def test_bars_are_drawn_on_a_terminal_and_a_pipe_gets_nothing(
+    monkeypatch: pytest.MonkeyPatch, pair: Callable[[], tuple[int, int]], is_shown: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    text = shown(*pair())
+    assert bool(text) == is_shown
+    assert ("3/7" in text, "━" in text) == (is_shown, is_shown)
