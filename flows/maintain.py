@@ -14,6 +14,7 @@ from promptstore.objects.open import open_object_store
 from promptstore.settings import load_settings
 from promptstore.store.copy import copy_store
 from promptstore.store.garbage import collect_garbage
+from promptstore.store.memory import HeadMemory
 from promptstore.store.retention import plan_retention
 from promptstore.store.trust import TrustPolicy
 from promptstore.store.verify import verify
@@ -49,7 +50,8 @@ def verify_store() -> int:
     """How many objects there are, all of them good."""
     settings = load_settings()
     trust = TrustPolicy.load(settings.trusted_keys) if settings.trusted_keys else None
-    found = verify(open_settings_objects(settings), trust=trust)
+    memory = HeadMemory(settings.state_dir / "heads")
+    found = verify(open_settings_objects(settings), trust=trust, memory=memory)
     if not found.is_clean:
         raise CorruptError(
             f"{len(found.problems)} problem(s), the first: {found.problems[0].key}: {found.problems[0].message}. "

@@ -15,7 +15,7 @@ from flows.tune import tune
 from promptstore.errors import ConflictError
 from promptstore.settings import load_settings
 from promptstore.tuning.job_due import Due, due_tasks, job_name
-from promptstore.tuning.job_open import find_task, task_names
+from promptstore.tuning.job_open import find_task, resend, task_names
 from promptstore.tuning.job_result import JobResult
 from promptstore.wiring import open_prompt_store
 
@@ -43,6 +43,7 @@ def retrain(parameters: RetrainParameters) -> RetrainResult:
     """Tune what is due, promote what is no worse. A run that crashed is gone on with by the next: equal work has an
     equal name, and a version that was made and never judged goes to its gate.
     """
+    tell_mlflow()
     looked = look(parameters)
     found = [due for _, due in looked]
     report_due(found)
@@ -60,6 +61,13 @@ def retrain(parameters: RetrainParameters) -> RetrainResult:
     asked = [*left, *promotions(parameters, found, tuned, wanted)] if parameters.promote else []
     promoted, refused = promote_together(asked)
     return RetrainResult(tuple(found), None, tuned, promoted, refused)
+
+
+@task(persist_result=False)
+def tell_mlflow() -> None:
+    """What earlier runs could not, because it was away."""
+    for report in resend(load_settings()):
+        get_run_logger().warning("kept by an earlier run: %s", report)
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)

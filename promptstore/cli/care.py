@@ -10,7 +10,7 @@ import typer
 from promptstore.cli.options import AlwaysJsonOption, JsonOption, ReasonOption, StoreOption
 from promptstore.cli.output import emit, emit_one, note
 from promptstore.cli.store import open_store
-from promptstore.errors import CorruptError
+from promptstore.errors import CorruptError, InvalidInputError, StoreUnavailableError
 
 app = typer.Typer()
 DEFAULT_GRACE_HOURS = 7 * 24.0
@@ -117,6 +117,24 @@ def watch(
     for event in watch_log(open_store(store).ledger, cursor=place, start=start, poll_s=poll_s if follow else None):
         print(event.to_line())
         sys.stdout.flush()
+
+
+@app.command(rich_help_panel="Care")
+def resend(as_json: JsonOption = False) -> None:
+    """Tell MLflow what jobs of this machine could not, because it was away; retraining does the same by itself."""
+    from promptstore.settings import load_settings
+    from promptstore.tuning.job_open import resend as resend_kept
+
+    settings = load_settings()
+    if not settings.mlflow_uri:
+        raise InvalidInputError("there is no MLflow to tell: set PROMPTSTORE_MLFLOW_URI")
+    reports = resend_kept(settings)
+    emit(
+        ({"delivered": each.delivered, "kept": each.spooled, "error": each.error} for each in reports), as_json=as_json
+    )
+    if failed := [each for each in reports if each.spooled]:
+        raise StoreUnavailableError(str(failed[0]))
+    note(f"{sum(each.delivered for each in reports)} records sent")
 
 
 @app.command("import", rich_help_panel="Exchange")

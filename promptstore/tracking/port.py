@@ -55,7 +55,7 @@ class TrackingReport:
         if self.spool is not None:
             return (
                 f"tracking: {self.spooled} records could not be sent ({self.error}); they are kept in {self.spool} "
-                "and are sent by the next job, or by replaying the spool"
+                "and are sent by the next job or retraining, or by `promptstore resend`"
             )
         said = f"tracking: {self.delivered} records sent"
         return f"{said}, {len(self.refused)} refused: {self.refused[0]}" if self.refused else said

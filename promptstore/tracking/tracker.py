@@ -100,7 +100,9 @@ def open_tracker(
 
 
 def replay_spool(uri: str, *, spool_folder: Path, artifact_root: str | None = None) -> list[TrackingReport]:
-    """Send everything in `spool_folder` to the MLflow at `uri`; one report for each spool."""
+    """Send everything in `spool_folder` to the MLflow at `uri`; one report for each spool, none if nothing is kept."""
+    if not spools(spool_folder):
+        return []
     sink = MlflowSink(uri, artifact_root=artifact_root or default_artifact_root(uri))
     return [send_spool(spool, sink) for spool in spools(spool_folder)]
 

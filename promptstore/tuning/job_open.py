@@ -13,7 +13,7 @@ from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.source import open_model
 from promptstore.settings import Settings
 from promptstore.store.prompt_store import PromptStore
-from promptstore.tracking import open_tracker
+from promptstore.tracking import TrackingReport, open_tracker, replay_spool
 from promptstore.tuning.data import load_rows
 from promptstore.tuning.gate import GatePolicy
 from promptstore.tuning.job import JobTools, tune_tasks
@@ -25,6 +25,7 @@ from promptstore.tuning.settings_device import settings_device
 from promptstore.tuning.task_file import read_task
 
 DEFAULT_POLICY = GatePolicy()
+SPOOLS = "tracking"
 
 
 def run_tune_job(
@@ -71,13 +72,20 @@ def run_gate_job(
         return gate_version(store, model, ref, held_out, alias=alias, policy=policy, actor=actor)
 
 
+def resend(settings: Settings) -> list[TrackingReport]:
+    """Tell MLflow what earlier jobs of this machine could not; what it still does not take stays kept."""
+    if not settings.mlflow_uri:
+        return []
+    return replay_spool(settings.mlflow_uri, spool_folder=settings.state_dir / SPOOLS)
+
+
 @contextmanager
 def opened_tools(
     settings: Settings, store: PromptStore, job: str, *, actor: str | None = None, model: FrozenModel | None = None
 ) -> Iterator[JobTools]:
     """The model, the tracker and the folder of a job. model: if it is open already."""
     model = model or open_base(settings.model, settings)
-    tracker = open_tracker(settings.mlflow_uri, spool_folder=settings.state_dir / "tracking", job=job)
+    tracker = open_tracker(settings.mlflow_uri, spool_folder=settings.state_dir / SPOOLS, job=job)
     with shown_progress() as progress:
         yield JobTools(
             store=store,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from promptstore.catalog import Catalog, Query
@@ -13,8 +14,10 @@ from promptstore.errors import PromptStoreError, StoreUnavailableError
 from promptstore.objects.local import LocalObjectStore
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.catalog_dump import dump_catalog
+from promptstore.testing.served import SENTIMENT, LiveServer, live_server, publish_random
 from promptstore.testing.servers import postgres_server
 from promptstore.testing.store_samples import sample_prompt, sample_store, sample_task
+from promptstore.testing.tiny_models import tiny_llama
 
 NewDatabase = Callable[[], str]
 FORK = multiprocessing.get_context("fork")
@@ -115,13 +118,27 @@ def test_a_sync_killed_at_any_moment_leaves_a_catalogue_that_the_next_one_comple
     assert dump_catalog(url) == whole
 
 
+def _comes_to_answer(live: LiveServer, version: object) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        answer = httpx.post(f"{live.url}/v1/classify", json={"model": "sentiment", "input": "x"}, timeout=30)
+        if answer.headers.get("x-promptstore-version") == str(version):
+            assert answer.status_code == 200, answer.text
+            return
+        assert time.monotonic() < deadline, answer.text
+
+
 def test_while_the_database_is_dead_the_store_goes_on_and_a_rebuild_is_as_if_it_had_lived(tmp_path: Path) -> None:
-    store = sample_store(LocalObjectStore(tmp_path / "store"))
-    with postgres_server() as server:
+    """And a server answers on, and follows."""
+    store, model = sample_store(LocalObjectStore(tmp_path / "store")), tiny_llama()
+    followed = sample_store(LocalObjectStore(tmp_path / "store"), actor="server")
+    with postgres_server() as server, live_server(followed, model) as live:
         url = server.new_database()
         catalog = Catalog(url)
         for number in range(6):
             _publish(store, number)
+        served = publish_random(store, model, SENTIMENT, seed=1)
+        _comes_to_answer(live, served)
         catalog.sync(store)
         old = dump_catalog(url)
 
@@ -135,6 +152,8 @@ def test_while_the_database_is_dead_the_store_goes_on_and_a_rebuild_is_as_if_it_
         version = store.publish(sample_prompt(99), sample_task("task-0"))
         store.promote(str(version), "production", force=True, reason="the database is dead")
         assert store.pull("task-0@production", for_model=None).version.number == version.number
+        _comes_to_answer(live, served)
+        _comes_to_answer(live, publish_random(store, model, SENTIMENT, seed=2))
 
         server.start()
         assert dump_catalog(url) == old, "what was synced before the crash is lost"

@@ -16,11 +16,11 @@ from promptstore.lm.frozen import FrozenModel
 from promptstore.store.ledger import Ledger
 from promptstore.store.payload import encode_payload
 from promptstore.testing.job_place import QUICK, JobPlace
-from promptstore.tracking import replay_spool
 from promptstore.tracking.mlflow_sink import connect
 from promptstore.tuning.evaluate import evaluate
 from promptstore.tuning.job import tune_tasks
 from promptstore.tuning.job_folder import job_folder
+from promptstore.tuning.job_open import resend
 from promptstore.tuning.job_plan import plan_task
 from promptstore.tuning.job_progress import SilentProgress
 from promptstore.tuning.job_result import JobResult, TunedTask
@@ -236,8 +236,8 @@ def test_without_mlflow_the_fit_ends_well_and_the_spool_tells_mlflow_later(
     assert result.tasks[0].mlflow_run is None
     assert "could not be sent" in result.tracking
     assert down in result.tracking
-    reports = replay_spool(place.mlflow_uri, spool_folder=place.settings.state_dir / "tracking")
-    assert [report.spooled for report in reports] == [0]
+    assert [report.spooled for report in resend(place.settings)] == [0]
+    assert resend(place.settings) == []
     client = connect(place.mlflow_uri)
     experiment = client.get_experiment_by_name("promptstore/sst2").experiment_id
     (run,) = client.search_runs([experiment], filter_string="tags.role = 'prompt'")

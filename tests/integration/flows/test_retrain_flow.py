@@ -18,6 +18,7 @@ from promptstore.store.ledger import Ledger
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.flow_runner import FlowRunner
 from promptstore.testing.job_place import QUICK, JobPlace
+from promptstore.tracking.mlflow_sink import connect
 from promptstore.tuning.job import tune_tasks
 
 pytestmark = pytest.mark.slow
@@ -58,10 +59,12 @@ def test_retraining_follows_the_data_and_leaves_production_to_the_gate(
 
 
 def test_a_version_that_was_made_and_never_judged_is_promoted_by_the_next_retraining(
-    place: JobPlace, runner: FlowRunner, model: FrozenModel
+    place: JobPlace, runner: FlowRunner, model: FrozenModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a crash between the two, some minutes ago."""
-    tools = place.tools(model, "retrain-0123")
+    """As after a crash between the two, two hours ago, when MLflow was away as well: it is told now."""
+    with monkeypatch.context() as patch:
+        patch.setattr(JobPlace, "mlflow_uri", property(lambda _: "http://127.0.0.1:9"))
+        tools = place.tools(model, "retrain-0123")
     store = PromptStore(
         Ledger.open(tools.store.ledger.objects, actor="me", clock=lambda: HOURS_AGO), tools.store.ledger.objects
     )
@@ -71,6 +74,10 @@ def test_a_version_that_was_made_and_never_judged_is_promoted_by_the_next_retrai
     assert ended.code == 0, ended.error
     assert (ended.result["tuned"], ended.result["promoted"]) == (None, ["sst2:1"])
     assert place.store().resolve("sst2").number == 1
+    client = connect(place.mlflow_uri)
+    experiment = client.get_experiment_by_name("promptstore/sst2").experiment_id
+    (run,) = client.search_runs([experiment], filter_string="tags.role = 'prompt'")
+    assert run.data.tags["digest"] == place.store().resolve("sst2").digest
 
 
 def promotions(api: httpx.Client) -> dict[str, str]:

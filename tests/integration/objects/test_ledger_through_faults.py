@@ -2,16 +2,21 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
+from typing import TypeVar
 from uuid import uuid4
 
 import pytest
 
 from promptstore.core.operation import Publish
+from promptstore.core.ref import PromptRef
 from promptstore.errors import CommitOutcomeUnknownError, StoreUnavailableError
 from promptstore.objects.s3 import S3ObjectStore, S3Options
+from promptstore.store.ledger import Ledger
+from promptstore.store.promotion import Promotion, Statement
 from promptstore.store.prompt_store import PromptStore
 from promptstore.store.verify import verify
 from promptstore.testing.fault_proxy import (
@@ -25,11 +30,13 @@ from promptstore.testing.fault_proxy import (
     Script,
     Slow,
     Truncate,
+    behave,
     fault_proxy,
 )
 from promptstore.testing.servers import S3Server
-from promptstore.testing.store_samples import sample_prompt, sample_store, sample_task
+from promptstore.testing.store_samples import IMPATIENT, sample_prompt, sample_store, sample_task
 
+Told = TypeVar("Told")
 TIMEOUT_S = 1.0
 FAULTS: dict[str, HttpFault] = {
     "refused 409": Refuse(409, "ConditionalRequestConflict"),
@@ -84,14 +91,18 @@ def _sometimes(fault: HttpFault, share: float, seed: int) -> Script:
     return script
 
 
-def _publish_until_told(store: PromptStore, task: str, seed: int) -> tuple[str, int]:
+def _until_told(act: Callable[[], Told]) -> Told:
     """What a caller does: repeat until the store says that it is done."""
     while True:
         try:
-            version = store.publish(sample_prompt(seed), sample_task(task), metrics={"seed": seed})
-            return version.digest, version.number
+            return act()
         except (CommitOutcomeUnknownError, StoreUnavailableError):
             continue
+
+
+def _publish_until_told(store: PromptStore, task: str, seed: int) -> tuple[str, int]:
+    version = _until_told(lambda: store.publish(sample_prompt(seed), sample_task(task), metrics={"seed": seed}))
+    return version.digest, version.number
 
 
 def _published(place: Place) -> Counter[tuple[str, int]]:
@@ -142,8 +153,79 @@ def test_racing_writers_behind_every_fault_at_once_lose_and_double_nothing(place
 
 
 def _open_until_open(place: Place) -> PromptStore:
-    while True:
-        try:
-            return place.store(faulty=True)
-        except (CommitOutcomeUnknownError, StoreUnavailableError):
-            continue
+    return _until_told(lambda: place.store(faulty=True))
+
+
+def _promote(store: PromptStore, number: int, reason: str) -> None:
+    store.promote(f"a:{number}", "staging", reason=reason)
+
+
+def _release(store: PromptStore, number: int, reason: str) -> None:
+    """Two tasks at once, each with a verdict that was not there before."""
+    verdict = Statement("gate", {"verdict": "pass", "turn": reason})
+    store.release(
+        [Promotion(PromptRef(task, number=number), "staging", statements=[verdict]) for task in "ab"], reason=reason
+    )
+
+
+@pytest.mark.parametrize(("move", "tasks"), [(_promote, "a"), (_release, "ab")], ids=["promote", "release"])
+def test_moves_whose_answers_are_lost_are_made_exactly_once(
+    place: Place, move: Callable[[PromptStore, int, str], None], tasks: str
+) -> None:
+    clean, turns, choose = place.store(faulty=False), range(8), random.Random(3)
+    for task in "ab":
+        for seed in range(2):
+            clean.publish(sample_prompt(seed), sample_task(task))
+    before = clean.state.number
+    lost = [fault for name, fault in FAULTS.items() if name.startswith("answer") or name == "too late"]
+
+    def script(request: ProxiedRequest) -> HttpFault | None:
+        if request.is_create:
+            return choose.choice(lost) if choose.random() < 0.6 else None
+        return LoseAnswer() if choose.random() < 0.05 else None
+
+    place.proxy.script = script
+    store = _open_until_open(place)
+    for turn in turns:
+        _until_told(partial(move, store, turn % 2 + 1, str(turn)))
+    place.proxy.wait_for_late_arrivals()
+    assert place.proxy.faults > 4, "next to nothing went wrong: the test shows nothing"
+    made = [(each.commit, each.task, each.after, each.reason) for each in place.store(faulty=False).history()]
+    assert sorted(made) == [(before + turn + 1, task, turn % 2 + 1, str(turn)) for turn in turns for task in tasks]
+    if move is _release:
+        said = [each.body["turn"] for version in clean.refresh().task("b").versions for each in version.attestations]
+        assert said == ["0", "2", "4", "6", "1", "3", "5", "7"]
+    assert clean.refresh().number == before + len(turns)
+    assert verify(place.objects(faulty=False)).is_clean
+
+
+@pytest.mark.parametrize("folder", ["", "/commits/"], ids=["everything", "commits"])
+def test_a_store_that_may_not_be_written_says_so_is_read_on_and_has_nothing_half_done(
+    place: Place, folder: str
+) -> None:
+    place.store(faulty=False).publish(sample_prompt(0), sample_task())
+    objects = place.objects(faulty=True)
+    before = {info.key for info in objects.list("")}
+
+    def refuse_writes(request: ProxiedRequest) -> HttpFault | None:
+        return Refuse(403, "AccessDenied") if request.method != "GET" and folder in request.path else None
+
+    place.proxy.script = refuse_writes
+    store = PromptStore(Ledger.open(objects, actor="reader", patience=IMPATIENT), objects)
+    for change in (
+        lambda: store.publish(sample_prompt(1), sample_task()),
+        lambda: store.promote("sst2:1", "staging"),
+        lambda: store.expire(["sst2:1"]),
+    ):
+        with pytest.raises(StoreUnavailableError, match=r"403 AccessDenied .*allow .*s3:PutObject"):
+            change()
+        assert store.refresh().number == 1
+        assert store.pull("sst2:1", for_model=None).version.number == 1
+    left = {info.key.partition("/")[0] for info in objects.list("") if info.key not in before}
+    assert left == (set() if not folder else {"manifests", "payloads"})
+    assert verify(objects).is_clean
+    place.proxy.script = behave
+    assert store.publish(sample_prompt(1), sample_task()).number == 2
+    found = verify(objects)
+    assert found.is_clean
+    assert found.orphans == ()

@@ -1,8 +1,9 @@
 """SIGKILL before and after every single call of an operation, in a process of its own."""
 
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +15,7 @@ from promptstore.objects.local import LocalObjectStore
 from promptstore.objects.s3 import S3ObjectStore, S3Options
 from promptstore.store.copy import copy_store
 from promptstore.store.garbage import collect_garbage
+from promptstore.store.layout import CHECKPOINTS, HINT_KEY, checkpoint_key
 from promptstore.store.ledger import Ledger
 from promptstore.store.objects import ObjectStore
 from promptstore.store.promotion import Promotion, Statement
@@ -152,3 +154,54 @@ def test_a_copy_killed_at_any_call_goes_on(objects: ObjectStore, tmp_path: Path)
         assert open_(LocalObjectStore(place)).state == open_(objects).state
         assert verify(LocalObjectStore(place)).problems == ()
     assert killed > 4
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
+    """Folders of one store, as it was after each of these commits."""
+    folder, stages = tmp_path_factory.mktemp("grown"), {}
+    objects = LocalObjectStore(folder / "store")
+    Ledger.create(objects, actor="me")
+    prompts = open_(objects)
+    for turn in range(2):
+        publish(turn)(prompts)
+    for turn in range(99):
+        promote(1 + turn % 2)(prompts)
+        number = prompts.state.number
+        if number >= 99:
+            stages[number] = shutil.copytree(folder / "store", folder / str(number))
+    return stages
+
+
+@pytest.mark.parametrize("fault", [Fault.KILL_BEFORE, Fault.KILL_AFTER])
+@pytest.mark.parametrize(
+    ("commits", "left"), [(99, None), (100, checkpoint_key(100)), (101, HINT_KEY)], ids=["99", "100", "101"]
+)
+def test_a_publish_killed_around_a_checkpoint_or_its_hint_leaves_a_clean_store(
+    grown: Mapping[int, Path], tmp_path: Path, fault: Fault, commits: int, left: str | None
+) -> None:
+    """Commit 101 leaves the checkpoint of commit 100 after it, commit 102 the hint: the last call of a publish.
+
+    left: what the publish leaves after its commit.
+    """
+    is_left = []
+    for call in range(50):
+        objects = LocalObjectStore(shutil.copytree(grown[commits], tmp_path / str(call), copy_function=os.link))
+        if not dies(objects, publish(commits), fault, call):
+            break
+        again, found = open_(objects), verify(objects)
+        assert again.state == found.state
+        assert again.state.number - commits in (0, 1)
+        assert found.problems == ()
+        if again.state.number > commits and left is not None:
+            is_left.append(left in {info.key for info in objects.list(CHECKPOINTS)})
+        for seed in range(commits, 102):
+            publish(seed)(again)
+        found = verify(objects)
+        assert found.problems == ()
+        assert open_(objects).state == found.state == again.state
+        assert again.state.number == 102
+    print(f"{call} kills; after the commit, whether {left} was left: {is_left}")
+    assert 3 < call < 50
+    if left is not None:
+        assert is_left == ([False] if fault is Fault.KILL_BEFORE else [False, True]), "no kill hit that put"

@@ -114,6 +114,7 @@ def test_at_names_what_an_alias_pointed_to_then(folder: Path) -> None:
         (("watch", "--no-follow", "--cursor", "a/b"), 1, "cursor name"),
         (("keys", "new", "ada", "--folder", "/dev/null"), 1, "/dev/null"),
         (("demo", "--json", "no/such/folder/facts.json"), 1, "make it first"),
+        (("resend",), 1, "there is no MLflow to tell"),
         (("promote",), 2, "Missing argument"),
         (("prmote", "a"), 2, "No such command"),
     ],
