@@ -104,8 +104,8 @@ def move(parameters: PromoteParameters, outcome: GateOutcome, answer: Answer | N
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
 def confirm(outcome: GateOutcome) -> Confirmation:
-    """Look at the store as a server does."""
-    return confirm_promotion(open_prompt_store(load_settings(), create=False), outcome)
+    """Look at the store as a new server does: what the gate left in the cache of this machine proves nothing."""
+    return confirm_promotion(open_prompt_store(load_settings(cache_bytes=0), create=False), outcome)
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)

@@ -16,6 +16,7 @@ from promptstore.lm.frozen import FrozenModel
 from promptstore.settings import Settings
 from promptstore.store.payload import decode_payload, encode_payload
 from promptstore.store.prompt_store import PromptStore
+from promptstore.tracking.machine import MachineMonitor
 from promptstore.tracking.port import RunStatus, Tracker
 from promptstore.tuning.evaluate import EvaluationCase, evaluate, evaluate_all
 from promptstore.tuning.events import FitFinished, FitResult, Notice, StepReport, ValidationReport
@@ -49,6 +50,7 @@ class JobTools:
 
 
 NO_STARTS: Mapping[str, WarmStart] = {}
+MOST_WITH_MACHINE = 16
 
 
 def tune_tasks(
@@ -118,6 +120,7 @@ class _Job:
             for plan in plans
         }
         self._jobs = jobs
+        self._machine = MachineMonitor()
         self._done: dict[str, TunedTask] = {}
 
     def run(self) -> dict[str, TunedTask]:
@@ -185,6 +188,7 @@ class _Job:
                     log.warning("%s: %s", task or self._job, message)
                 case StepReport():
                     fits[event.job].step(event)
+                    self._look_at_machine(of, event.step)
                     self._tools.progress.step(event.job, step=event.step, last_step=event.steps, loss=event.loss)
                 case ValidationReport():
                     fits[event.job].validation(event)
@@ -194,6 +198,12 @@ class _Job:
                     members = [results.get(job.name) for job in self._jobs[of[name].name]]
                     if None not in members:
                         self._finish(of[name], [each for each in members if each is not None])
+
+    def _look_at_machine(self, plans: Mapping[str, TaskPlan], step: int) -> None:
+        """Told to the first tasks alone: it is one machine, whatever the number of prompts."""
+        if figures := self._machine.look():
+            for name in list(dict.fromkeys(plan.name for plan in plans.values()))[:MOST_WITH_MACHINE]:
+                self._logs[name].machine(figures, step=step)
 
     def _finish(self, plan: TaskPlan, results: Sequence[FitResult]) -> None:
         """All prompts of a task left the fit: judge them, decide, publish them while other tasks go on."""

@@ -89,6 +89,11 @@ class PromptLog:
         for run in (self._job_run, self._run):
             run.log_metrics({f"{name}/{metric}": value for metric, value in metrics.items()}, step=step)
 
+    def machine(self, figures: Mapping[str, float], *, step: int) -> None:
+        """How the machine does meanwhile; on both runs, as MLflow shows system metrics run by run."""
+        for run in (self._job_run, self._run):
+            run.log_metrics(figures, step=step)
+
     def combined(self, payload: bytes) -> None:
         """The members of an ensemble in one file, as it is published."""
         self._run.log_artifact("prompts/ensemble.safetensors", payload)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +60,45 @@ def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_a_demo_that_is_stopped_leaves_a_sound_store_and_runs_to_its_end_when_repeated(
     tiny_demo: list[str], tmp_path: Path
 ) -> None:
-    """In every phase, and in the middle of its work: each is known by what it leaves behind."""
-    demo = tmp_path / "demo"
-    for phase, by, at_work in (
-        ("1/5", signal.SIGINT, "state/jobs/*/checkpoint"),
-        ("2/5", signal.SIGINT, "logs/promote-*.parameters.json"),
-        ("3/5", signal.SIGINT, ""),
-        ("4/5", signal.SIGTERM, "logs/tune-second.parameters.json"),
-        ("5/5", signal.SIGINT, ""),
-    ):
-        stop_at(phase, by, tiny_demo, tmp_path, at_work=at_work)
-        for store in demo.glob("store-quick-*"):
-            assert verify(LocalObjectStore(store)).is_clean
-    (store,) = demo.glob("store-quick-*")
+    stop_in(["1/5", "4/5"], tiny_demo, tmp_path)
+    finish_well(tiny_demo, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.kills
+@pytest.mark.timeout(1800)
+def test_a_demo_stopped_in_every_phase_runs_to_its_end_twice(tiny_demo: list[str], tmp_path: Path) -> None:
+    stop_in(AT_WORK, tiny_demo, tmp_path)
     for _ in range(2):
-        facts, _ = finish(tiny_demo, tmp_path)
-        assert (facts["failed_requests"], facts["switched_in_flight"], facts["rolled_back"]) == (0, True, True)
-    assert verify(LocalObjectStore(store)).is_clean
+        finish_well(tiny_demo, tmp_path)
+
+
+# By phase: the signal, and a file that appears in the middle of it.
+AT_WORK = {
+    "1/5": (signal.SIGINT, "state/jobs/*/checkpoint"),
+    "2/5": (signal.SIGINT, "logs/promote-*.parameters.json"),
+    "3/5": (signal.SIGINT, ""),
+    "4/5": (signal.SIGTERM, "logs/tune-second.parameters.json"),
+    "5/5": (signal.SIGINT, ""),
+}
+
+
+def stop_in(phases: Iterable[str], arguments: list[str], folder: Path) -> None:
+    for phase in phases:
+        by, at_work = AT_WORK[phase]
+        stop_at(phase, by, arguments, folder, at_work=at_work)
+        require_sound(folder)
+
+
+def finish_well(arguments: list[str], folder: Path) -> None:
+    facts, _ = finish(arguments, folder)
+    assert (facts["failed_requests"], facts["switched_in_flight"], facts["rolled_back"]) == (0, True, True)
+    require_sound(folder)
+
+
+def require_sound(folder: Path) -> None:
+    for store in (folder / "demo").glob("store-quick-*"):
+        assert verify(LocalObjectStore(store)).is_clean
 
 
 def stop_at(phase: str, by: signal.Signals, arguments: list[str], folder: Path, *, at_work: str) -> None:

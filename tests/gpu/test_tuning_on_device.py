@@ -105,3 +105,4 @@ def test_compiled_layers_fit_the_same() -> None:
         for is_on in (False, True)
     )
     np.testing.assert_allclose(compiled, plain, atol=1e-3)
+    assert all(module._compiled_call_impl is None for module in model.network.modules())

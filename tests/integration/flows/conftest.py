@@ -53,5 +53,5 @@ def runner(place: JobPlace, prefect: PrefectServer, model_folder: Path) -> FlowR
 @pytest.fixture
 def api(prefect: PrefectServer) -> Iterator[httpx.Client]:
     """Prefect's own HTTP interface."""
-    with httpx.Client(base_url=prefect.api_url, timeout=30) as client:
+    with httpx.Client(base_url=prefect.api_url, timeout=90) as client:
         yield client

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -207,7 +206,7 @@ def test_class_ids_of_a_hub_become_their_names(monkeypatch: pytest.MonkeyPatch) 
         asked.append((name, config, split, revision))
         return table
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
     rows = load_rows("hf:nyu-mll/glue@v1:sst2/train[:10%]")
 
