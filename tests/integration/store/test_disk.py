@@ -7,15 +7,19 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from promptstore.core.ref import PromptRef
 from promptstore.errors import StoreUnavailableError
 from promptstore.objects.local import LocalObjectStore
 from promptstore.store.cache import PromptCache
+from promptstore.store.garbage import collect_garbage
 from promptstore.store.ledger import Ledger
 from promptstore.store.memory import HeadMemory
+from promptstore.store.promotion import Promotion
 from promptstore.store.prompt_store import PromptStore
 from promptstore.store.verify import verify
 from promptstore.testing.store_samples import IMPATIENT, sample_prompt, sample_store, sample_task
@@ -60,6 +64,40 @@ def test_a_publish_on_a_full_disk_changes_nothing_and_can_be_repeated(folder: Pa
     assert found.problems == ()
     assert prompts.refresh() == before
     assert prompts.publish(sample_prompt(1), sample_task()).number == 2
+    assert verify(objects).problems == ()
+
+
+CHANGES: dict[str, Callable[[PromptStore], object]] = {
+    "promote": lambda prompts: prompts.promote("sst2:2", "staging", reason="why " * 500),
+    "release": lambda prompts: prompts.release(
+        [Promotion(PromptRef("sst2", number=2), "staging"), Promotion(PromptRef("sst2", number=2), "canary")],
+        reason="why " * 500,
+    ),
+    "gc": lambda prompts: collect_garbage(prompts.ledger, grace=timedelta(0), dry_run=False, reason="why " * 500),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("largest_file", [10, 1000])
+def test_no_other_change_is_half_done_on_a_full_disk(folder: Path, change: str, largest_file: int) -> None:
+    objects = LocalObjectStore(folder)
+    prompts = sample_store(objects)
+    for seed in range(2):
+        prompts.publish(sample_prompt(seed), sample_task())
+    prompts.expire(["sst2:1"])
+    before = prompts.state
+
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+        with pytest.raises(StoreUnavailableError, match="free some space"):
+            CHANGES[change](prompts)
+
+    in_child(work)
+    assert verify(objects).problems == ()
+    assert prompts.refresh() == before
+    CHANGES[change](prompts)
+    assert prompts.refresh() != before
     assert verify(objects).problems == ()
 
 

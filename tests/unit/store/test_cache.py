@@ -1,5 +1,6 @@
 """The cache of pulled bytes."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 
 from promptstore.core.digest import sha256_hex
 from promptstore.store.cache import PromptCache
+
+MANY_BYTES = 16_000
 
 
 def blob(number: int, size: int = 1000) -> bytes:
@@ -115,3 +118,26 @@ def test_many_threads_and_caches_share_a_folder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(use, range(400)))
     assert not list(tmp_path.rglob(".*"))
+
+
+def use_as_a_process(folder: Path, first: int) -> None:
+    cache = PromptCache(folder, MANY_BYTES)
+    for step in range(first, first + 300):
+        data = blob(step % 100)
+        cache.put(sha256_hex(data), data)
+        found = cache.get(sha256_hex(data))
+        assert found in (data, None)
+
+
+def test_many_processes_share_a_folder_within_the_bound(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    users = [fork.Process(target=use_as_a_process, args=(tmp_path, 25 * at)) for at in range(4)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(60)
+    assert [user.exitcode for user in users] == [0] * 4
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert kept
+    assert sum(path.stat().st_size for path in kept) <= MANY_BYTES * (1 + len(users) / 16)
+    assert all(sha256_hex(path.read_bytes()) == path.name for path in kept)
