@@ -74,8 +74,13 @@ class MlflowSink:
         return self._connection
 
     def _id(self, key: str) -> str:
+        """Of a run that this sink has begun, or another one before: what was spooled may be the end of a run alone."""
         if key not in self._runs:
-            raise TrackingRefusedError(f"run {key} was never started")
+            everywhere = [each.experiment_id for each in self._client.search_experiments()]
+            if (found := self._find(everywhere, key)) is None:
+                raise TrackingRefusedError(f"run {key} was never started")
+            self._resumed.add(key)
+            self._runs[key] = found.info.run_id
         return self._runs[key]
 
     def _begin(self, started: RunStarted) -> None:
@@ -83,7 +88,7 @@ class MlflowSink:
         if header.key in self._runs:
             return
         experiment = self._experiment(header.experiment)
-        if found := self._find(experiment, header.key):
+        if found := self._find([experiment], header.key):
             self._resumed.add(header.key)
             self._runs[header.key] = found.info.run_id
             if found.info.status in {"FAILED", "KILLED"}:
@@ -96,12 +101,12 @@ class MlflowSink:
         self._runs[header.key] = run.info.run_id
 
     def _parent_id(self, experiment: str, key: str) -> str | None:
-        if key not in self._runs and (found := self._find(experiment, key)):
+        if key not in self._runs and (found := self._find([experiment], key)):
             self._runs[key] = found.info.run_id
         return self._runs.get(key)
 
-    def _find(self, experiment: str, key: str) -> Any:
-        runs = self._client.search_runs([experiment], filter_string=f"tags.{RUN_KEY} = '{key}'", max_results=1)
+    def _find(self, experiments: list[str], key: str) -> Any:
+        runs = self._client.search_runs(experiments, filter_string=f"tags.{RUN_KEY} = '{key}'", max_results=1)
         return runs[0] if runs else None
 
     def _experiment(self, name: str) -> str:

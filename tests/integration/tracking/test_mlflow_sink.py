@@ -106,6 +106,16 @@ def test_a_measurement_sent_twice_counts_once(server: Server, unique: Unique) ->
     assert server.steps(str(sink.run_id(job.run)), "loss") == [1, 2]
 
 
+def test_the_end_of_a_run_alone_may_be_told_by_another_process(server: Server, unique: Unique) -> None:
+    """What is spooled while the server is away may hold no word of the beginning."""
+    job = unique(JOB)
+    first, second = server.sink(), server.sink()
+    first.send(job)
+    first.send(MetricsLogged(job.run, (Point("loss", 0.5, 1, 2000),)))
+    second.send(MetricsLogged(job.run, (Point("loss", 0.5, 1, 2000), Point("loss", 0.4, 2, 2001))))
+    assert server.steps(str(first.run_id(job.run)), "loss") == [1, 2]
+
+
 def test_an_unknown_run_is_refused_for_ever(server: Server) -> None:
     with pytest.raises(TrackingRefusedError, match="never started"):
         server.sink().send(TagsSet("nobody", {"a": "b"}))
