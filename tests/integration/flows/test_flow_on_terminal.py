@@ -10,6 +10,7 @@ import pytest
 
 from promptstore.testing.flow_runner import FlowRunner
 from promptstore.testing.job_place import JobPlace
+from promptstore.testing.terminal import read_to_end
 
 pytestmark = pytest.mark.slow
 
@@ -32,14 +33,7 @@ def seen_on_a_terminal(place: JobPlace, environment: Mapping[str, str], flow: st
     arguments = [sys.executable, "-c", RUN, flow, json.dumps(parameters), str(place.folder)]
     with subprocess.Popen(arguments, env={**os.environ, **environment}, stderr=stderr, stdout=subprocess.DEVNULL):
         os.close(stderr)
-        said = b""
-        try:
-            while piece := os.read(terminal, 65536):
-                said += piece
-        except OSError:  # the other end is closed
-            pass
-    os.close(terminal)
-    return said.decode()
+        return read_to_end(terminal)
 
 
 def test_a_flow_that_fails_at_work_says_why_once(place: JobPlace, runner: FlowRunner) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from promptstore.testing.terminal import read_to_end
+
 LOAD = """
 import sys
 import datasets
@@ -38,14 +40,7 @@ def loaded(folder: Path, home: Path, pair: Callable[[], tuple[int, int]], **envi
         check=False,
     )
     os.close(writer)
-    said = b""
-    try:
-        while piece := os.read(reader, 65536):
-            said += piece
-    except OSError:  # how a terminal says that its other end is closed
-        pass
-    os.close(reader)
-    return done.stdout.strip(), said.decode()
+    return done.stdout.strip(), read_to_end(reader)
 
 
 @pytest.mark.parametrize(("pair", "is_shown"), [(terminal, True), (os.pipe, False)])

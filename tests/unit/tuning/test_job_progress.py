@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from promptstore.testing.terminal import read_to_end
 from promptstore.tuning.job_progress import shown_progress
 
 
@@ -13,14 +14,7 @@ def shown(reader: int, writer: int) -> str:
     with os.fdopen(writer, "w", encoding="utf-8") as stream, shown_progress(stream) as progress:
         progress.say("sentiment", "held-out rows")
         progress.step("sentiment", step=3, last_step=7, loss=0.5)
-    said = b""
-    try:
-        while piece := os.read(reader, 65536):
-            said += piece
-    except OSError:  # how a terminal says that its other end is closed
-        pass
-    os.close(reader)
-    return said.decode()
+    return read_to_end(reader)
 
 
 @pytest.mark.parametrize(("pair", "is_shown"), [(os.openpty, True), (os.pipe, False)])
