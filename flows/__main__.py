@@ -11,7 +11,6 @@ names), 2 for a usage error.
 """
 
 import argparse
-import gc
 import json
 import os
 import signal
@@ -27,6 +26,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from flows.environment import QUIET_FLOWS, server_environment
+from promptstore.collector import spare_start_and_end
 from promptstore.errors import InvalidInputError, PromptStoreError, StoreUnavailableError, next_step
 from promptstore.store.files import write_atomically
 
@@ -234,6 +234,5 @@ def _say(message: str, code: int, reason_file: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    gc.freeze()  # the last search for cycles takes seconds where torch, transformers and MLflow are loaded
-    sys.exit(code)
+    spare_start_and_end()
+    sys.exit(main())

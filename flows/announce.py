@@ -8,6 +8,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 
+from flows.environment import OUTBOX
 from promptstore.outbox.delivery import Outbox, OutboxPlace
 from promptstore.outbox.sink import NotDeliveredError
 from promptstore.settings import load_settings
@@ -15,7 +16,6 @@ from promptstore.store.watch import Event
 from promptstore.wiring import open_prompt_store
 
 IDS = UUID("5f3b6a52-8f0c-4c37-9c3e-3b3f6f2f4a11")  # only so that our names give other ids than anybody else's
-OUTBOX = "prefect"
 
 
 class PrefectEvents:

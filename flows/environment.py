@@ -19,6 +19,8 @@ QUIET_FLOWS = {
     # What Prefect's server answers while its database is away; a run outlives the minute that a restart takes.
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
 }
+# The name under which `announce` keeps its place in the log.
+OUTBOX = "prefect"
 
 
 def server_environment(home: Path, port: int, *, database: str | None = None) -> dict[str, str]:

@@ -2,15 +2,19 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from promptstore.batch.score import ROWS_AT_ONCE, ScoreRequest
+from promptstore.errors import InvalidInputError
 from promptstore.store.retention import RetentionPolicy
 from promptstore.tuning.gate import GatePolicy
-from promptstore.tuning.job_due import DueRules
-from promptstore.tuning.job_upgrade import UpgradeRequest
+
+# Whoever deploys a flow, or shows its form, does not wait for torch and transformers.
+if TYPE_CHECKING:
+    from promptstore.tuning.job_due import DueRules
+    from promptstore.tuning.job_upgrade import UpgradeRequest
 
 
 class Parameters(BaseModel):
@@ -66,7 +70,45 @@ class TuneParameters(Parameters):
         return ", ".join(Path(each).stem for each in self.tasks)
 
 
-class PromoteParameters(Parameters):
+class GateParameters(Parameters):
+    """What the gate asks of a version, compared with the one in use on the same held-out rows: `GatePolicy`."""
+
+    minimum: float | None = Field(default=None, description="the task's metric must reach this")
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="chance that a version which is no worse is refused")
+    max_drop: float = Field(default=0.05, ge=0, description="how far the metric may lie behind the version in use")
+    min_recall: float | None = Field(default=None, ge=0, le=1, description="of every label, so much must be found")
+    min_rows: int = Field(default=20, ge=1, description="held-out rows, in all and in each slice, that prove anything")
+    slices: tuple[str, ...] = Field(
+        default=(), description="columns of the data: no worse on the rows of any of their values"
+    )
+    min_slice_accuracy: float | None = Field(
+        default=None, ge=0, le=1, description="of the rows of each slice, so much must be answered correctly"
+    )
+    max_latency_ms: float | None = Field(
+        default=None, gt=0, description="milliseconds in which one row's label, or first token, must be there"
+    )
+    max_latency_ratio: float | None = Field(
+        default=None, gt=0, description="that time, as a multiple of what the version in use takes"
+    )
+    max_norm: float | None = Field(default=None, gt=0, description="no virtual token may be longer")
+
+    @model_validator(mode="after")
+    def _is_a_policy(self) -> Self:
+        try:
+            self.policy()
+        except InvalidInputError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def policy(self) -> GatePolicy:
+        return GatePolicy(**self.gate())
+
+    def gate(self) -> dict[str, Any]:
+        """These alone, to be passed on."""
+        return self.model_dump(include=set(GateParameters.model_fields))
+
+
+class PromoteParameters(GateParameters):
     """Move an alias to a version, if the version is good enough and nobody objects."""
 
     ref: str = Field(description="the candidate: task:number, task@alias or task@sha256:digest")
@@ -75,10 +117,6 @@ class PromoteParameters(Parameters):
         default=None,
         description="task file that names the validation data, or a folder with it; what the version says by default",
     )
-    minimum: float | None = Field(default=None, description="the task's metric must reach this")
-    min_recall: float | None = Field(default=None, ge=0, le=1, description="of every label, so much must be found")
-    max_drop: float = Field(default=0.05, ge=0, description="how far the metric may lie behind the alias's version")
-    alpha: float = Field(default=0.05, gt=0, lt=1, description="chance that a version which is no worse is refused")
     approval: Literal["automatic", "person"] = "automatic"
     approval_timeout_s: int = Field(default=86_400, ge=1)
     approval_poll_s: int = Field(default=10, ge=1)
@@ -88,11 +126,8 @@ class PromoteParameters(Parameters):
     )
     model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
 
-    def policy(self) -> GatePolicy:
-        return GatePolicy(minimum=self.minimum, min_recall=self.min_recall, max_drop=self.max_drop, alpha=self.alpha)
 
-
-class RetrainParameters(Parameters):
+class RetrainParameters(GateParameters):
     """Find out which tasks are due and why, tune those, and promote what passes."""
 
     tasks: list[str] = Field(min_length=1, description="task files (.toml), folders of them, or tasks in the store")
@@ -113,11 +148,16 @@ class RetrainParameters(Parameters):
     approval_poll_s: int = Field(default=10, ge=1)
     search: bool = Field(default=False, description="find learning rate and initialiser first, if not given")
     model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
+    old_model: str | None = Field(
+        default=None, description="base model before this one: what is in use on it moves first, all in one release"
+    )
     fan_out: FanOut | None = Field(
         default=None, description="spread the tasks over a Ray cluster instead of fitting them together here"
     )
 
-    def rules(self) -> DueRules:
+    def rules(self) -> "DueRules":
+        from promptstore.tuning.job_due import DueRules
+
         return DueRules(
             on_new_data=self.on_new_data,
             on_changed_task=self.on_changed_task,
@@ -137,6 +177,16 @@ class RetrainParameters(Parameters):
             fan_out=self.fan_out,
         )
 
+    def upgrade(self, old_model: str) -> "UpgradeBaseParameters":
+        return UpgradeBaseParameters(
+            old_model=old_model,
+            model=self.model,
+            tasks=self.tasks,
+            aliases=[self.alias],
+            overrides=self.overrides,
+            **self.gate(),
+        )
+
     def promotion(self, ref: str, task_file: str | None, reason: str) -> PromoteParameters:
         return PromoteParameters(
             ref=ref,
@@ -147,6 +197,7 @@ class RetrainParameters(Parameters):
             approval_timeout_s=self.approval_timeout_s,
             approval_poll_s=self.approval_poll_s,
             model=self.model,
+            **self.gate(),
         )
 
 
@@ -163,12 +214,16 @@ class MaintainParameters(Parameters):
         return RetentionPolicy(self.keep_newest, timedelta(days=self.keep_days), self.keep_previous)
 
 
-class MirrorParameters(Parameters):
+class MirrorParameters(GateParameters):
     """Show the log in MLflow's model registry."""
 
     tasks: list[str] | None = Field(default=None, description="names of tasks in the store; all by default")
     take_requests: bool = Field(
         default=False, description="promote what people asked for by moving an alias in MLflow: gate, then approval"
+    )
+    task_file: str | None = Field(
+        default=None,
+        description="for those promotions: folder with the task files; what a version says of its data by default",
     )
     approval: Literal["automatic", "person"] = "person"
     approval_timeout_s: int = Field(default=86_400, ge=1)
@@ -178,10 +233,12 @@ class MirrorParameters(Parameters):
         return PromoteParameters(
             ref=ref,
             alias=alias,
+            task_file=self.task_file,
             reason="asked for on MLflow's page",
             approval=self.approval,
             approval_timeout_s=self.approval_timeout_s,
             approval_poll_s=self.approval_poll_s,
+            **self.gate(),
         )
 
 
@@ -208,7 +265,7 @@ class ScoreParameters(Parameters):
         )
 
 
-class UpgradeBaseParameters(Parameters):
+class UpgradeBaseParameters(GateParameters):
     """Bring every prompt that the aliases name from the old base model to the new one, all in one release."""
 
     old_model: str = Field(description="base model that the prompts in use stand on")
@@ -220,19 +277,15 @@ class UpgradeBaseParameters(Parameters):
     overrides: dict[str, JsonValue] = Field(
         default_factory=dict, description="tuning settings that win over the tasks'; `initialise` starts all of them so"
     )
-    minimum: float | None = Field(default=None, description="every task's metric must reach this")
-    min_recall: float | None = Field(default=None, ge=0, le=1, description="of every label, so much must be found")
-    max_drop: float = Field(default=0.05, ge=0, description="how far a metric may lie behind the old version's")
-    alpha: float = Field(default=0.05, gt=0, lt=1, description="chance that a version which is no worse is refused")
     allow_partial: bool = Field(default=False, description="release the tasks that pass even if others do not")
 
-    def request(self) -> UpgradeRequest:
+    def request(self) -> "UpgradeRequest":
+        from promptstore.tuning.job_upgrade import UpgradeRequest
+
         return UpgradeRequest(
             old_model=self.old_model,
             tasks=self.tasks,
             aliases=self.aliases,
             overrides=self.overrides,
-            policy=GatePolicy(
-                minimum=self.minimum, min_recall=self.min_recall, max_drop=self.max_drop, alpha=self.alpha
-            ),
+            policy=self.policy(),
         )

@@ -1,33 +1,25 @@
 """The flow that promotes: gate, approval, move, confirmation, and back again if that fails."""
 
-from threading import Lock
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from prefect import flow, pause_flow_run, task
+from prefect import flow, get_run_logger, pause_flow_run, suspend_flow_run, task
 from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
+from prefect.runtime import deployment
 from prefect.states import Completed
 
 from flows.parameters import PromoteParameters
 from flows.report import gate_page, report_gate
 from flows.retrying import is_passing
+from promptstore.core.digest import canonical_json, sha256_hex
 from promptstore.core.state import PromptVersion
 from promptstore.errors import RefusedError
 from promptstore.settings import load_settings
-from promptstore.tuning.job_gate import (
-    Answer,
-    Confirmation,
-    GateOutcome,
-    confirm_promotion,
-    promote_gated,
-    undo_promotion,
-    why_no_news,
-)
-from promptstore.tuning.job_open import run_gate_job
 from promptstore.wiring import open_prompt_store
 
-# Promotions of one retraining wait for people side by side, but open the model one after the other.
-ONE_MODEL = Lock()
+if TYPE_CHECKING:
+    from promptstore.tuning.job_confirm import Confirmation
+    from promptstore.tuning.job_gate import Answer, GateOutcome
 
 
 class Approval(RunInput):
@@ -37,7 +29,9 @@ class Approval(RunInput):
     approver: str
     reason: str = ""
 
-    def answer(self) -> Answer:
+    def answer(self) -> "Answer":
+        from promptstore.tuning.job_gate import Answer
+
         return Answer(self.approve, self.approver, self.reason)
 
 
@@ -63,53 +57,74 @@ def promote(parameters: PromoteParameters) -> PromptVersion | None:
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
 def look_for_news(parameters: PromoteParameters) -> str | None:
     """Why an event that asked for this came too late, if it did."""
+    from promptstore.tuning.job_gate import why_no_news
+
     return why_no_news(open_prompt_store(load_settings(), create=False), parameters.ref, parameters.alias)
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
-def gate(parameters: PromoteParameters) -> GateOutcome:
-    """The verdict, written into the log."""
+def gate(parameters: PromoteParameters) -> "GateOutcome":
+    """The verdict, written into the log; found there if an earlier try of this run came so far."""
+    from promptstore.tuning.job_open import run_gate_job
+
     settings = load_settings(model=parameters.model)
-    with ONE_MODEL:
-        return run_gate_job(
-            parameters.ref,
-            settings=settings,
-            store=open_prompt_store(settings, create=False),
-            alias=parameters.alias,
-            task_file=parameters.task_file,
-            policy=parameters.policy(),
-        )
+    return run_gate_job(
+        parameters.ref,
+        settings=settings,
+        store=open_prompt_store(settings, create=False),
+        alias=parameters.alias,
+        task_file=parameters.task_file,
+        policy=parameters.policy(),
+    )
 
 
-def ask_a_person(parameters: PromoteParameters, outcome: GateOutcome) -> Answer:
-    """Pause until somebody answers the form on Prefect's page, which shows the figures."""
+def ask_a_person(parameters: PromoteParameters, outcome: "GateOutcome") -> "Answer":
+    """Wait until somebody answers the form on Prefect's page, which shows the figures.
+
+    A deployment's run ends meanwhile, and frees its worker and GPU; answered, it begins again and finds its verdict in
+    the log. An answer counts for the figures that were shown: against another version people are asked anew.
+    """
     form = Approval.with_initial_data(description=gate_page(outcome), approve=False, approver="")
+    timeout_s = parameters.approval_timeout_s
+    if deployment.id is not None:
+        shown = sha256_hex(canonical_json([str(outcome.ref), outcome.against, outcome.verdict.to_json()]))
+        return suspend_flow_run(wait_for_input=form, timeout=timeout_s, key=shown).answer()
     try:
         approval: Approval = pause_flow_run(
-            wait_for_input=form, timeout=parameters.approval_timeout_s, poll_interval=parameters.approval_poll_s
+            wait_for_input=form, timeout=timeout_s, poll_interval=parameters.approval_poll_s
         )
     except FlowPauseTimeout as error:
         raise RefusedError(
-            f"nobody answered for {outcome.ref} within {parameters.approval_timeout_s} s; the alias stays where it is"
+            f"nobody answered for {outcome.ref} within {timeout_s} s; the alias stays where it is"
         ) from error
     return approval.answer()
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
-def move(parameters: PromoteParameters, outcome: GateOutcome, answer: Answer | None) -> PromptVersion:
+def move(parameters: PromoteParameters, outcome: "GateOutcome", answer: "Answer | None") -> PromptVersion:
     """The alias moves, and the answer is kept, in one commit."""
+    from promptstore.tuning.job_gate import promote_gated
+
     store = open_prompt_store(load_settings(), create=False)
     return promote_gated(store, outcome, reason=parameters.reason or str(outcome), answer=answer)
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
-def confirm(outcome: GateOutcome) -> Confirmation:
+def confirm(outcome: "GateOutcome") -> "Confirmation":
     """Look at the store as a new server does: what the gate left in the cache of this machine proves nothing."""
-    return confirm_promotion(open_prompt_store(load_settings(cache_bytes=0), create=False), outcome)
+    from promptstore.tuning.job_confirm import confirm_promotion
+
+    settings = load_settings(cache_bytes=0)
+    store = open_prompt_store(settings, create=False)
+    found = confirm_promotion(store, outcome, servers=settings.confirm_servers, timeout_s=settings.confirm_timeout_s)
+    get_run_logger().info("%s: %s", found.state, found.explanation)
+    return found
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
-def undo(outcome: GateOutcome, confirmation: Confirmation) -> None:
+def undo(outcome: "GateOutcome", confirmation: "Confirmation") -> None:
     """Back to what was there before."""
+    from promptstore.tuning.job_gate import undo_promotion
+
     store = open_prompt_store(load_settings(), create=False)
     undo_promotion(store, outcome, reason=f"could not be confirmed: {confirmation.explanation}")

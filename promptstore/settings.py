@@ -85,6 +85,10 @@ class Settings(BaseSettings):
         description="base URL of an OpenTelemetry collector that a server's traces go to, by OTLP over HTTP",
     )
     server_url: str = Field(default="http://127.0.0.1:8080", description="where `promptstore ask` finds the server")
+    confirm_at: str = Field(
+        default="", description="servers, URLs separated by commas: a promotion that one of them refuses is taken back"
+    )
+    confirm_timeout_s: float = Field(default=30.0, gt=0, description="how long those servers have to follow")
     api_key: SecretStr | None = None
     vllm_api_key: SecretStr | None = Field(default=None, description="what `serve --engine vllm` shows to vLLM")
     webhook_secret: SecretStr | None = Field(
@@ -95,6 +99,10 @@ class Settings(BaseSettings):
     def store_url(self) -> str:
         """The store's URL: the setting, or a folder of this user."""
         return self.store or (self.state_dir / "store").resolve().as_uri()
+
+    @property
+    def confirm_servers(self) -> list[str]:
+        return [url.strip() for url in self.confirm_at.split(",") if url.strip()]
 
     def shared(self) -> dict[str, Any]:
         """What a process on another machine is told, to work on the same things: the store, and all that was set here.

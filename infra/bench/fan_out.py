@@ -1,4 +1,4 @@
-"""A hundred tasks over Ray, Prefect and the catalogue on PostgreSQL: does each arrive, does a database refuse?"""
+"""A hundred tasks over Ray on the local stack: does each arrive, does a database refuse?"""
 
 import json
 import os
@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.server import prefect_server
 from infra.bench.measurement import Measurement, measured
+from infra.stack.rig import stack_rig
 from promptstore.catalog.catalog import Catalog
 from promptstore.catalog.search import Query
-from promptstore.objects.local import LocalObjectStore
-from promptstore.store.verify import verify
-from promptstore.testing.job_place import JobPlace, write_tiny_model
-from promptstore.testing.servers import RayCluster, postgres_server, ray_cluster
+from promptstore.testing.job_place import JobPlace
+from promptstore.testing.servers import RayCluster, ray_cluster
 
 COMMAND = "python -m infra.bench speed --only fan_out"
 TASKS = 100
@@ -44,21 +42,18 @@ class FlowRun:
 def measurements() -> list[Measurement]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fan-")))
-        postgres = stack.enter_context(postgres_server())
+        rig = stack.enter_context(stack_rig())
+        rig.up()
         cluster = stack.enter_context(ray_cluster(nodes=1, cpus_each=AT_ONCE, environment={"OMP_NUM_THREADS": "1"}))
-        database = postgres.new_database().replace("+psycopg", "+asyncpg")
-        server = stack.enter_context(prefect_server(folder / "prefect", database=database))
-        logs = (postgres.log, server.home / "server.log")
+        logs = [rig.place.log(name) for name in ("postgres", "prefect", "mlflow")]
         before = {log: log.stat().st_size for log in logs}
-        place = JobPlace(folder / "place")
-        variables = {**place.environment(write_tiny_model(folder / "model")), "PROMPTSTORE_MLFLOW_URI": ""}
-        tuned = _run(_wanted(place, cluster), folder, {**os.environ, **variables, **server.environment})
-        catalog = Catalog(postgres.new_database())
-        catalog.sync(place.store())
-        found = catalog.search(Query(limit=2 * TASKS))
+        tuned = _run(_wanted(JobPlace(folder), cluster), folder, {**os.environ, **rig.variables})
+        rig.shell("promptstore catalog sync")
+        found = Catalog(rig.settings.database("catalog", "psycopg")).search(Query(limit=2 * TASKS))
         errors = list(_errors(before, tuned))
         print(*errors[:20], sep="\n", file=sys.stderr)
-        problems = verify(LocalObjectStore(Path(place.settings.store))).problems
+        findings = map(json.loads, rig.shell("promptstore verify --json || true").splitlines())
+        problems = [each for each in findings if each["finding"] == "problem"]
     # The catalogue is a projection of the log: what it has once was published once.
     once = len({each.task for each in found}) if all(each.number == 1 for each in found) else 0
     return [

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from flows.server import PrefectServer, prefect_server
 from infra.bench.measurement import Measurement, measured
+from infra.stack.rig import stack_rig
 from promptstore.lm.source import open_model
 from promptstore.settings import load_settings
-from promptstore.testing.job_place import JobPlace, write_tiny_model
+from promptstore.testing.job_place import JobPlace
 from promptstore.tracking.delivery import Delivery
 from promptstore.tracking.events import Event, MetricsLogged
 from promptstore.tracking.mlflow_address import default_artifact_root
@@ -67,18 +67,20 @@ for event in fit(model, [plan.fit_job()]):
 
 def measurements() -> list[Measurement]:
     with tempfile.TemporaryDirectory(prefix="bench-flows-") as name:
-        folder = Path(name)
-        model = write_tiny_model(folder / "model")
-        with prefect_server(folder / "prefect") as server:
-            return [*_around(folder, model, server), *_within(folder)]
+        return [*_around(Path(name)), *_within(Path(name))]
 
 
-def _around(folder: Path, model: Path, server: PrefectServer) -> list[Measurement]:
-    """Whole processes, by turns."""
-    place = JobPlace(folder / "place")
-    file = place.task_file("sst2")
-    environment = {**os.environ, **place.environment(model), **server.environment}
-    _flow(folder, file, environment, turn=-1)  # makes the databases
+def _around(folder: Path) -> list[Measurement]:
+    """Whole processes, by turns, beside the local stack: Prefect and MLflow on PostgreSQL, the store on S3."""
+    with stack_rig() as rig:
+        rig.up()
+        # A judgement beside the fit, which the bare one does not make either.
+        environment = {**os.environ, **rig.variables, "PROMPTSTORE_TEXT_PROMPT_BASELINE": "false"}
+        return _added(folder, JobPlace(folder / "place").task_file("sst2"), environment)
+
+
+def _added(folder: Path, file: Path, environment: Mapping[str, str]) -> list[Measurement]:
+    _flow(folder, file, environment, turn=-1)  # makes the experiment
     bare, flows = [], []
     for turn in range(TURNS):
         bare.append(_cost([sys.executable, "-c", BARE, str(file), json.dumps(SETTINGS)], environment))

@@ -51,7 +51,7 @@ def tell(prefect: PrefectApi, environment: Mapping[str, str], folder: Path) -> S
     _run(prefect, "mirror/mirror", {})
     file = next(each for each in files if each.stem == TASK)
     asked = {**_promotion(f"{TASK}:2", file, reason="goes on from the first version"), "approval": "person"}
-    waiting = prefect.start("promote/on-demand", {**asked, "approval_poll_s": 1})
+    waiting = prefect.start("promote/on-demand", asked)
     prefect.wait(waiting, "PAUSED", timeout_s=STEP_S)
     return Story(tuned, waiting)
 

@@ -33,6 +33,7 @@ def client_variables(place: StackPlace, settings: StackSettings) -> dict[str, st
         "PROMPTSTORE_MLFLOW_URI": settings.url("mlflow"),
         "PROMPTSTORE_PREFECT_API_URL": f"{settings.url('prefect')}/api",
         "PROMPTSTORE_SERVER_URL": settings.url("server"),
+        "PROMPTSTORE_CONFIRM_AT": settings.url("server"),
         "MLFLOW_TRACKING_URI": settings.url("mlflow"),
     }
 

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.stack.environment import client_variables
 from infra.stack.place import StackPlace, StackSettings
 from infra.stack.processes import ProcessId, ProcessRecord, running
 from promptstore.testing.job_place import write_tiny_model
 from promptstore.testing.servers import postgres_programs
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("postgres", "s3", "mlflow", "prefect", "server", "worker")
+SERVICES = ("postgres", "s3", "mlflow", "prefect", "server", "worker", "announcer")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class StackRig:
         return subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
         )
+
+    def up(self) -> None:
+        """Start it, or what is missing of it, on ports that are free."""
+        done = self.run("up", "--free-ports")
+        if done.returncode != 0:
+            raise RuntimeError(f"the stack does not come up: {done.stderr}")
 
     def shell(self, script: str) -> str:
         """What a shell that sourced env.sh, and has nothing else of this process, prints."""
@@ -51,6 +58,11 @@ class StackRig:
         if settings is None:
             raise RuntimeError("the stack was never up")
         return settings
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """For processes that work on the stack."""
+        return {**client_variables(self.place, self.settings), "PROMPTSTORE_MODEL": str(self.model)}
 
     @property
     def processes(self) -> dict[str, list[ProcessId]]:

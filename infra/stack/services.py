@@ -9,13 +9,14 @@ from pathlib import Path
 
 import httpx
 
-from flows.environment import server_environment
+from flows.environment import OUTBOX, server_environment
 from infra.stack.environment import TELEMETRY_OFF, chosen_variables, client_variables, own_environment
 from infra.stack.place import StackPlace, StackSettings
 from infra.stack.postgres import postgres_service
 from infra.stack.s3 import ARTIFACT_BUCKET, credentials, s3_service
 from infra.stack.service import Service, answers
 from promptstore.errors import PromptStoreError
+from promptstore.outbox.delivery import OutboxPlace
 
 WORK_POOL = "promptstore"
 SILENT_FOR_S = 90.0
@@ -30,7 +31,7 @@ def stages(place: StackPlace, settings: StackSettings) -> tuple[tuple[Service, .
     return (
         (postgres_service(place, settings), s3_service(place, settings)),
         (mlflow_service(place, settings), prefect_service(place, settings), replica_service(place, settings)),
-        (worker_service(place, settings),),
+        (worker_service(place, settings), announcer_service(place, settings)),
     )
 
 
@@ -105,6 +106,22 @@ def worker_service(place: StackPlace, settings: StackSettings) -> Service:
         environment={**own_environment(), **asked},
         asked=asked,
         is_ready=lambda: _has_reported(f"{settings.url('prefect')}/api", place.pid_file("worker")),
+    )
+
+
+def announcer_service(place: StackPlace, settings: StackSettings) -> Service:
+    """Tells Prefect what changes in the store, for its triggers and automations."""
+    asked = {**chosen_variables(), **client_variables(place, settings)}
+    outbox = OutboxPlace(place.data("state") / "outbox", OUTBOX)
+    return Service(
+        name="announcer",
+        place=place,
+        address=f"events promptstore.* on {settings.url('prefect')}/events",
+        ports={},
+        command=_python("flows", "announce"),
+        environment={**own_environment(), **asked},
+        asked=asked,
+        is_ready=lambda: outbox.sender() is not None,
     )
 
 

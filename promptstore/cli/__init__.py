@@ -1,13 +1,14 @@
 """The command line. Commands import what they need when they run, so that `--help` is instant."""
 
-import gc
 import sys
 
+from promptstore.collector import spare_start_and_end
 from promptstore.errors import PromptStoreError, next_step
 
 
 def main() -> None:
     """Run the command line: exit code 0, 1 for errors of ours, 2 for usage, 130 when interrupted."""
+    spare_start_and_end()
     try:
         from promptstore.cli.app import app
 
@@ -23,8 +24,6 @@ def main() -> None:
         if stop.code == 130:
             _say_interrupted()
         raise
-    finally:
-        gc.freeze()  # the last search for cycles takes seconds where torch and transformers are loaded
 
 
 def _say_interrupted() -> None:

@@ -15,8 +15,9 @@ from promptstore.cli.options import (
     TaskFilesArgument,
 )
 from promptstore.cli.output import emit, emit_one, note
+from promptstore.cli.pairs import RuleOption, read_pairs, read_policy
 from promptstore.core.ref import DEFAULT_ALIAS
-from promptstore.errors import InvalidInputError, PromptStoreError, RefusedError
+from promptstore.errors import PromptStoreError, RefusedError
 
 if TYPE_CHECKING:
     from promptstore.tuning.job_result import TunedTask
@@ -51,7 +52,7 @@ def tune(
         job=job or f"cli-{secrets.token_hex(6)}",
         settings=settings,
         store=open_prompt_store(settings),
-        overrides=_overrides(settings_of_fit or ()),
+        overrides=read_pairs(settings_of_fit or (), "--set", "steps=400"),
         searches=search,
     )
     of_members = ("members", "member_average", "member_best") if any(each.members > 1 for each in result.tasks) else ()
@@ -70,13 +71,13 @@ def gate(
     ] = None,
     alias: AliasOption = DEFAULT_ALIAS,
     minimum: Annotated[float | None, typer.Option(help="The task's metric must reach this.")] = None,
+    rules: RuleOption = None,
     model: ModelOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a version with what the alias points at, on the same held-out rows; the verdict goes into the log."""
     from promptstore.settings import load_settings
-    from promptstore.tuning.gate import GatePolicy
     from promptstore.tuning.job_open import run_gate_job
     from promptstore.wiring import open_prompt_store
 
@@ -87,7 +88,7 @@ def gate(
         store=open_prompt_store(settings, create=False),
         alias=alias,
         task_file=str(task_file) if task_file else None,
-        policy=GatePolicy(minimum=minimum),
+        policy=read_policy(rules, minimum=minimum),
     )
     facts = {"version": str(outcome.ref), "alias": outcome.alias, "against": outcome.against}
     emit_one({**facts, **outcome.verdict.to_json()}, str(outcome), as_json=as_json)
@@ -146,19 +147,3 @@ def _row(task: "TunedTask") -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(task)
-
-
-def _overrides(given: "list[str] | tuple[()]") -> dict[str, Any]:
-    """`name=value` pairs; a value is what TOML would read, or text."""
-    import tomllib
-
-    overrides: dict[str, Any] = {}
-    for text in given:
-        name, sign, value = text.partition("=")
-        if not sign:
-            raise InvalidInputError(f"--set {text!r}: expected name=value, as in steps=400")
-        try:
-            overrides[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            overrides[name] = value
-    return overrides

@@ -7,6 +7,7 @@ import typer
 
 from promptstore.cli.options import JsonOption, ModelOption, StoreOption
 from promptstore.cli.output import emit_one
+from promptstore.cli.pairs import RuleOption, read_policy
 from promptstore.core.ref import DEFAULT_ALIAS
 
 app = typer.Typer()
@@ -21,6 +22,7 @@ def upgrade_base(
     aliases: Annotated[list[str] | None, typer.Option("--alias", help="What is brought over; repeat for more.")] = None,
     minimum: Annotated[float | None, typer.Option(help="Every task's metric must reach this.")] = None,
     max_drop: Annotated[float, typer.Option(help="How far a metric may lie behind the old version's.")] = 0.05,
+    rules: RuleOption = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Release the tasks that pass even if others do not.")
     ] = False,
@@ -30,7 +32,6 @@ def upgrade_base(
 ) -> None:
     """Tune on another base model what the aliases name, judge it on the same rows, and release all in one commit."""
     from promptstore.settings import load_settings
-    from promptstore.tuning.gate import GatePolicy
     from promptstore.tuning.job_upgrade import UpgradeRequest, run_upgrade_job
     from promptstore.tuning.upgrade_release import release_upgrade
     from promptstore.wiring import open_prompt_store
@@ -41,7 +42,7 @@ def upgrade_base(
         old_model,
         tasks=[str(task) for task in tasks or ()],
         aliases=aliases or (DEFAULT_ALIAS,),
-        policy=GatePolicy(minimum=minimum, max_drop=max_drop),
+        policy=read_policy(rules, minimum=minimum, max_drop=max_drop),
     )
     upgrade = run_upgrade_job(request, settings=settings, store=prompts)
     result = release_upgrade(prompts, upgrade, allow_partial=allow_partial)

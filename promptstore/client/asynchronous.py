@@ -88,9 +88,13 @@ class AsyncClient:
         """The aliases that are served, as the server describes them."""
         return list((await self._send(MODELS)).json()["data"])
 
+    async def state(self) -> dict[str, Any]:
+        """What the server that answers knows of the store, and what it refuses to serve: its `/readyz`."""
+        return dict((await self._send(STATE)).json())
+
     async def trials(self) -> list[dict[str, Any]]:
         """Versions on trial, and how they do at the server that answers."""
-        return list((await self._send(STATE)).json()["trials"])
+        return list((await self.state())["trials"])
 
     async def model(self, ref: str) -> dict[str, Any]:
         """The version that `ref` names now, and what its task reads and answers, as the server describes them."""

@@ -95,9 +95,13 @@ class Client:
         """The aliases that are served, as the server describes them."""
         return list(self._send(MODELS).json()["data"])
 
+    def state(self) -> dict[str, Any]:
+        """What the server that answers knows of the store, and what it refuses to serve: its `/readyz`."""
+        return dict(self._send(STATE).json())
+
     def trials(self) -> list[dict[str, Any]]:
         """Versions on trial, and how they do at the server that answers."""
-        return list(self._send(STATE).json()["trials"])
+        return list(self.state()["trials"])
 
     def model(self, ref: str) -> dict[str, Any]:
         """The version that `ref` names now, and what its task reads and answers, as the server describes them."""

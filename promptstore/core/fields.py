@@ -43,6 +43,13 @@ class Fields:
             return None
         return self.integer(name, at_least=at_least)
 
+    def number(self, name: str) -> float:
+        return float(self._take(name, int, float))
+
+    def optional_number(self, name: str) -> float | None:
+        value = self._take(name, int, float, type(None))
+        return None if value is None else float(value)
+
     def boolean(self, name: str) -> bool:
         return bool(self._take(name, bool))
 

@@ -52,6 +52,15 @@ def find_model(source: str, *, cache_dir: Path) -> ModelFiles:
     return _converted(path, path.name, cache_dir)
 
 
+def source_weights_digest(source: str, *, cache_dir: Path) -> str:
+    """SHA-256 of the weights of the model at `source`, as its fingerprint has it; no network is built for it. Raises as
+    `open_model`.
+    """
+    from promptstore.lm.fingerprint import tensors_in_folder, weights_digest
+
+    return weights_digest(tensors_in_folder(find_model(source, cache_dir=cache_dir).folder))
+
+
 def describe_source(source: str, *, cache_dir: Path) -> str:
     """One line on whether `source` is at hand; loads, downloads and converts nothing. Raises as `open_model`."""
     if source.startswith(HUB_PREFIX):

@@ -1,4 +1,4 @@
-"""An HTTP proxy that misbehaves on request between an S3 client and a real server.
+"""An HTTP proxy that misbehaves on request between a client, of S3 above all, and a real server.
 
 It forwards requests byte for byte, `Host` included, so signatures stay valid.
 """
@@ -188,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             if int(answer.headers["Content-Length"]) > len(answer.body):
                 self.close_connection = True
 
-    do_GET = do_PUT = do_DELETE = do_HEAD = do_POST = _proxied  # noqa: N815 - names that http.server looks for
+    do_GET = do_PUT = do_DELETE = do_HEAD = do_POST = do_PATCH = _proxied  # noqa: N815 - names that http.server looks for
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

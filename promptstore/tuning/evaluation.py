@@ -20,13 +20,21 @@ class Interval:
     confidence: float
 
 
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Time to first token: the median over so many rows, each alone in its batch."""
+
+    median_ms: float
+    rows: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
     """Metrics and what they rest on; two evaluations of equal `data_digest` are of the same rows in the same order.
 
     metric: name of the task's own metric. columns: per-row numbers that the metrics are computed from.
     predictions, targets: per row the label name or text. seconds: time it took, the encoding of the rows left out.
-    members: of an ensemble, what each of its prompts did alone.
+    members: of an ensemble, what each of its prompts did alone. latency: where somebody measured it.
     """
 
     task: str
@@ -39,6 +47,7 @@ class Evaluation:
     data_digest: str
     seconds: float
     members: "tuple[Evaluation, ...]" = ()
+    latency: Latency | None = None
 
     @property
     def rows(self) -> int:

@@ -1,16 +1,12 @@
-"""May this version go where users are? A pure decision over evaluations; who asks and what follows is the caller's."""
+"""What the gate asks of a version, and what it found (ADR 0020)."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, Literal
 
-import numpy as np
-
-from promptstore.core.fingerprint import BaseModelFingerprint
-from promptstore.core.prompt import SoftPrompt
-from promptstore.errors import InvalidInputError
-from promptstore.tuning.evaluation import Evaluation
-from promptstore.tuning.significance import mcnemar, paired_difference, upper_tail
+from promptstore.core.fields import Fields
+from promptstore.errors import CorruptError, InvalidInputError
 
 Figure = float | int | str | None
 
@@ -22,6 +18,12 @@ class GatePolicy:
     minimum: bound of the task's metric, `None` for none. alpha: chance that a version which is no worse fails the
     comparison with production. max_drop: how far the metric itself may lie behind production, proven or not.
     min_recall: bound of every label's recall, `None` for none. min_rows: fewer rows prove nothing.
+    slices: columns of the rows; it is no worse on the rows of any of their values. min_slice_accuracy: bound of the
+    share of correct rows there. max_latency_ms: bound of the time to first token (`promptstore.tuning.latency`).
+    max_latency_ratio: bound of that time over production's. max_norm: bound of every virtual token's length.
+
+    Raises:
+        InvalidInputError: a value of another type, or one that could never fail or never pass; the message names it.
     """
 
     minimum: float | None = None
@@ -29,10 +31,57 @@ class GatePolicy:
     max_drop: float = 0.05
     min_recall: float | None = None
     min_rows: int = 20
+    slices: tuple[str, ...] = ()
+    min_slice_accuracy: float | None = None
+    max_latency_ms: float | None = None
+    max_latency_ratio: float | None = None
+    max_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1 or self.max_drop < 0 or self.min_rows < 1:
-            raise InvalidInputError(f"gate policy: alpha is between 0 and 1, max_drop >= 0, min_rows >= 1: {self}")
+        self._check_types()
+        _require(0 < self.alpha < 1, "alpha", "between 0 and 1")
+        _require(self.max_drop >= 0, "max_drop", "at least 0")
+        _require(self.min_rows >= 1, "min_rows", "at least 1")
+        for name in ("min_recall", "min_slice_accuracy"):
+            _require((share := getattr(self, name)) is None or 0 <= share <= 1, name, "between 0 and 1")
+        for name in ("max_latency_ms", "max_latency_ratio", "max_norm"):
+            _require((bound := getattr(self, name)) is None or bound > 0, name, "above 0")
+        _require(len(set(self.slices)) == len(self.slices), "slices", "columns, none of them twice")
+        _require(self.min_slice_accuracy is None or bool(self.slices), "slices", "given with min_slice_accuracy")
+
+    @property
+    def bounds_latency(self) -> bool:
+        return self.max_latency_ms is not None or self.max_latency_ratio is not None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "slices": list(self.slices)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "GatePolicy":
+        """What `to_json` gave; a rule that is left out keeps its default.
+
+        Raises:
+            InvalidInputError: a name that is no rule (the message suggests the nearest), or a bad value.
+        """
+        known = [each.name for each in fields(cls)]
+        for name in value:
+            if name not in known:
+                nearest = get_close_matches(name, known, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"known rules: {', '.join(known)}"
+                raise InvalidInputError(f"unknown rule of the gate {name!r}; {hint}")
+        slices = value.get("slices", ())
+        return cls(**{**value, "slices": tuple(slices) if isinstance(slices, list) else slices})
+
+    def _check_types(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is None and each.default is None:
+                continue
+            expected = {"min_rows": int, "slices": tuple}.get(each.name, int | float)
+            is_text = each.name != "slices" or all(isinstance(column, str) for column in value)
+            if not isinstance(value, expected) or isinstance(value, bool) or not is_text:
+                said = "a list of columns" if each.name == "slices" else "a number"
+                raise InvalidInputError(f"rule {each.name} of the gate is {value!r}, expected {said}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +101,20 @@ class GateCheck:
             "figures": dict(self.figures),
         }
 
+    @classmethod
+    def from_json(cls, value: Any) -> "GateCheck":
+        read = Fields(value, "gate: check")
+        check = cls(read.text("name"), read.boolean("holds"), read.text("explanation"), read.mapping("figures"))
+        read.done()
+        return check
+
 
 @dataclass(frozen=True, slots=True)
 class GateVerdict:
-    """Every rule that applied. One that does not hold fails the version."""
+    """Every rule that applied. One that does not hold fails the version.
+
+    policy: what was asked. model: the digest of the weights that answered, `None` if nobody said.
+    """
 
     metric: str
     candidate: float
@@ -63,6 +122,8 @@ class GateVerdict:
     data_digest: str
     rows: int
     checks: tuple[GateCheck, ...]
+    policy: GatePolicy
+    model: str | None = None
 
     @property
     def verdict(self) -> Literal["pass", "fail"]:
@@ -82,119 +143,36 @@ class GateVerdict:
             "data_digest": self.data_digest,
             "rows": self.rows,
             "checks": [check.to_json() for check in self.checks],
+            "policy": self.policy.to_json(),
+            "model": self.model,
         }
 
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> "GateVerdict":
+        """The verdict in the body of a `gate` attestation, whatever else that says.
 
-def decide(
-    candidate: Evaluation,
-    production: Evaluation | None,
-    policy: GatePolicy,
-    *,
-    prompt: SoftPrompt | None = None,
-    base: BaseModelFingerprint | None = None,
-) -> GateVerdict:
-    """The verdict on `candidate`.
-
-    production: what is in production now, evaluated on the same rows; `None` if nothing is.
-    prompt, base: the candidate's tensor, and the model that will serve it; checked if both are given.
-
-    Raises:
-        InvalidInputError: the two evaluations are of different rows.
-    """
-    checks = [*_own_checks(candidate, policy)]
-    if production is not None:
-        checks += [*_comparison(candidate, production, policy)]
-    if prompt is not None:
-        checks += [*_tensor_checks(prompt, base)]
-    return GateVerdict(
-        metric=candidate.metric,
-        candidate=candidate.value,
-        production=None if production is None else production.value,
-        data_digest=candidate.data_digest,
-        rows=candidate.rows,
-        checks=tuple(checks),
-    )
-
-
-def _own_checks(candidate: Evaluation, policy: GatePolicy) -> Iterator[GateCheck]:
-    yield GateCheck(
-        "rows",
-        candidate.rows >= policy.min_rows,
-        f"{candidate.rows} held-out rows, at least {policy.min_rows} are needed",
-        {"rows": candidate.rows, "bound": policy.min_rows},
-    )
-    if policy.minimum is not None:
-        reached = candidate.value >= policy.minimum if candidate.higher_is_better else candidate.value <= policy.minimum
-        yield GateCheck(
-            "minimum",
-            reached,
-            f"{candidate.metric} is {candidate.value:.4g}, the bound is {policy.minimum:.4g}",
-            {"value": candidate.value, "bound": policy.minimum},
-        )
-    if policy.min_recall is not None:
-        for label, recall in candidate.recalls.items():
-            yield GateCheck(
-                f"recall of {label}",
-                recall >= policy.min_recall,
-                f"{recall:.1%} of the rows labelled {label!r} are found, the bound is {policy.min_recall:.1%}",
-                {"value": recall, "bound": policy.min_recall},
+        Raises:
+            CorruptError: not what `to_json` gives, as of a gate of another release or make.
+        """
+        read = Fields(dict(body), "gate")
+        try:
+            verdict = cls(
+                metric=read.text("metric"),
+                candidate=read.number("candidate"),
+                production=read.optional_number("production"),
+                data_digest=read.digest("data_digest"),
+                rows=read.integer("rows"),
+                checks=tuple(GateCheck.from_json(each) for each in read.array("checks")),
+                policy=GatePolicy.from_json(read.mapping("policy")),
+                model=read.optional_digest("model"),
             )
+        except InvalidInputError as error:
+            raise CorruptError(f"gate: {error}") from error
+        if (said := read.text("verdict")) != verdict.verdict:
+            raise CorruptError(f"gate: the verdict is {said!r}, its checks come to {verdict.verdict!r}")
+        return verdict
 
 
-def _comparison(candidate: Evaluation, production: Evaluation, policy: GatePolicy) -> Iterator[GateCheck]:
-    test = mcnemar(candidate, production)
-    paired = paired_difference(candidate, production)
-    p_worse = test.p_worse if candidate.metric in ("accuracy", "exact_match") else paired.p_worse
-    yield GateCheck(
-        "no worse than production",
-        p_worse >= policy.alpha,
-        f"{test.gained} rows gained and {test.lost} lost; p = {p_worse:.3g} for no worse, the bound is {policy.alpha}",
-        {"gained": test.gained, "lost": test.lost, "p": p_worse, "bound": policy.alpha},
-    )
-    drop = max(0.0, -paired.difference)
-    yield GateCheck(
-        "drop",
-        drop <= policy.max_drop,
-        f"{candidate.metric} is {candidate.value:.4g} against {production.value:.4g}, "
-        f"{policy.max_drop:.4g} behind is allowed",
-        {"value": drop, "bound": policy.max_drop, "low": paired.low, "high": paired.high},
-    )
-    yield from _label_comparison(candidate, production, policy)
-
-
-def _label_comparison(candidate: Evaluation, production: Evaluation, policy: GatePolicy) -> Iterator[GateCheck]:
-    """A gain on one label can hide a loss on another. Each label has its share of alpha (Bonferroni)."""
-    labels = list(candidate.recalls)
-    for label in labels:
-        rows = np.flatnonzero(candidate.columns["expected"] == candidate.labels.index(label))
-        ours, theirs = candidate.is_correct[rows], production.is_correct[rows]
-        gained, lost = int(np.sum(ours & ~theirs)), int(np.sum(~ours & theirs))
-        p_worse = upper_tail(lost, gained + lost)
-        bound = policy.alpha / len(labels)
-        yield GateCheck(
-            f"no worse on {label}",
-            p_worse >= bound,
-            f"of {len(rows)} rows labelled {label!r}, {gained} gained and {lost} lost; p = {p_worse:.3g}, "
-            f"the bound is {bound:.3g}",
-            {"gained": gained, "lost": lost, "p": p_worse, "bound": bound},
-        )
-
-
-def _tensor_checks(prompt: SoftPrompt, base: BaseModelFingerprint | None) -> Iterator[GateCheck]:
-    norms = np.linalg.norm(prompt.embeddings, axis=1)
-    dead = int(np.sum(norms == 0))
-    of_each = "" if prompt.ensemble is None else f" in each of {prompt.ensemble.members} prompts"
-    yield GateCheck(
-        "tensor",
-        bool(np.isfinite(norms).all()) and dead == 0,
-        f"{prompt.num_virtual_tokens} virtual tokens{of_each}, all finite, {dead} of them zero; norms "
-        f"{float(norms.min()):.3g} to {float(norms.max()):.3g}",
-        {"zero_tokens": dead, "smallest_norm": float(norms.min()), "largest_norm": float(norms.max())},
-    )
-    if base is not None:
-        yield GateCheck(
-            "base model",
-            prompt.fingerprint.identity == base.identity,
-            f"fitted to {prompt.fingerprint.name}, served on {base.name}",
-            {"fitted": prompt.fingerprint.weights_digest, "served": base.weights_digest},
-        )
+def _require(holds: bool, name: str, expected: str) -> None:  # noqa: FBT001 - a check reads best with its claim first
+    if not holds:
+        raise InvalidInputError(f"rule {name} of the gate must be {expected}")

@@ -8,11 +8,10 @@ from typing import Any
 
 from promptstore.core.digest import canonical_json, sha256_hex
 from promptstore.core.ref import DEFAULT_ALIAS, PromptRef
-from promptstore.core.state import PromptVersion
+from promptstore.core.state import Attestation, PromptVersion
 from promptstore.core.task import TaskSpec
-from promptstore.lm.fingerprint import tensors_in_folder, weights_digest
 from promptstore.lm.frozen import FrozenModel
-from promptstore.lm.source import find_model, open_model
+from promptstore.lm.source import open_model, source_weights_digest
 from promptstore.settings import Settings
 from promptstore.store.following import read_commit
 from promptstore.store.prompt_store import PromptStore
@@ -50,7 +49,7 @@ class Due:
     """Whether a task is due: it is, if there are reasons; if not, `fresh` says why not.
 
     state: digest of all that a tuning would rest on now, the newest version included; names the job that answers it.
-    left: the newest version, if a retraining made it and was stopped before any gate had judged it.
+    left: the newest version, if a retraining made it and was stopped before anybody decided about it.
     """
 
     task: str
@@ -90,7 +89,7 @@ def due_tasks(
         NotFoundError, InvalidInputError: of data or model that cannot be read.
     """
     store.refresh()
-    weights = weights_digest(tensors_in_folder(find_model(settings.model, cache_dir=settings.cache_dir).folder))
+    weights = source_weights_digest(settings.model, cache_dir=settings.cache_dir)
     opened: list[FrozenModel] = []
 
     def model() -> FrozenModel:
@@ -110,7 +109,7 @@ def due_tasks(
             if not due.reasons and rules.max_decay is not None:
                 due = with_decay(due, today, store, model, weights, rules)
             if not due.reasons and today.newest is not None and is_left(today.newest, store, rules.alias, now=now):
-                said = f"{today.newest} was made by a retraining that was stopped; it goes to its gate now"
+                said = f"{today.newest} was made by a retraining and never decided about; it goes to its gate now"
                 due = replace(due, left=str(today.newest), fresh=said)
             found.append(due)
     return found
@@ -162,14 +161,22 @@ def with_decay(due: Due, today: TaskToday, store: PromptStore, model: OpenModel,
 
 
 def is_left(version: PromptVersion, store: PromptStore, alias: str, *, now: datetime) -> bool:
-    """Whether a retraining made `version`, and nobody has asked since whether it may be used."""
-    if any(said.kind == "gate" for said in version.attestations):
+    """Whether a retraining made `version`, and nobody decided since whether `alias` may point at it."""
+    if any(move.alias == alias and move.after == version.number for move in store.state.task(version.task).moves):
         return False
-    if current_number(store, version.task, alias) == version.number:
+    if any(_is_decision(said, alias) for said in version.attestations):
         return False
     if now - datetime.fromisoformat(version.at).astimezone(UTC) < LEFT_AFTER:
         return False
     return read_commit(store.ledger.objects, version.commit).reason.startswith(tuned_by(JOB_PREFIX))
+
+
+def _is_decision(said: Attestation, alias: str) -> bool:
+    """A gate that refused, a person who declined, a trial by people. One that only passed its gate is on its way."""
+    if said.body.get("alias", alias) != alias:
+        return False
+    is_no = said.body.get("verdict") == "fail" or said.body.get("approved") is False
+    return is_no or said.kind == "rollout"
 
 
 def job_name(found: Sequence[Due], overrides: Mapping[str, Any]) -> str:

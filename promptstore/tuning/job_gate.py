@@ -1,19 +1,21 @@
 """From a published version to production: judge it, move the alias, look again (ADR 0020)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from promptstore.core.ref import DEFAULT_ALIAS, PromptRef
 from promptstore.core.state import PromptVersion
 from promptstore.core.task import TaskSpec
-from promptstore.errors import ConflictError, NotFoundError, PromptStoreError, RefusedError
+from promptstore.errors import ConflictError, CorruptError, NotFoundError, RefusedError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.store.promotion import Promotion, Statement
-from promptstore.store.prompt_store import PromptStore, PulledPrompt, Ref
-from promptstore.tuning.evaluate import evaluate
-from promptstore.tuning.evaluation import Evaluation
-from promptstore.tuning.gate import GatePolicy, GateVerdict, decide
+from promptstore.store.prompt_store import PromptStore, Ref
+from promptstore.tuning.evaluate import EvaluationCase, evaluate_all
+from promptstore.tuning.gate import GatePolicy, GateVerdict
+from promptstore.tuning.gate_rules import decide
+from promptstore.tuning.latency import measure_latency
 from promptstore.tuning.rows import Rows
+from promptstore.tuning.slices import slice_columns
 
 DEFAULT_POLICY = GatePolicy()
 
@@ -58,40 +60,94 @@ def gate_version(
 ) -> GateOutcome:
     """Judge a version against what `alias` points at now, on the same rows, and write the verdict into the log.
 
-    rows: held-out rows with the fields of both tasks' templates. model: the one that serves both versions.
+    rows: held-out rows with the fields of both tasks' templates and the policy's slices. model: the one that serves
+    both versions.
 
     Raises:
         IncompatibleModelError: the candidate, or what the alias points at, belongs to another model.
-        InvalidInputError: a row lacks a field that one of the two reads.
+        InvalidInputError: a row lacks a field that one of the two reads, or a slice's; a column that is no slice.
     """
     store.refresh()
+    slices = slice_columns(rows, policy.slices)
     candidate = store.pull(ref, for_model=model.fingerprint)
-    against = current_number(store, candidate.version.task, alias)
-    metric = candidate.manifest.task.metric
-    ours = _evaluated(model, candidate, rows, metric)
-    theirs: Evaluation | None = None
-    if against == candidate.version.number:
-        theirs = ours
-    elif against is not None:
-        production = store.pull(PromptRef(candidate.version.task, number=against), for_model=model.fingerprint)
-        theirs = _evaluated(model, production, rows, metric)
-    verdict = decide(ours, theirs, policy, prompt=candidate.prompt, base=model.fingerprint)
     version = candidate.version
+    against = current_number(store, version.task, alias)
+    judged = [candidate]
+    if against not in (None, version.number):
+        judged.append(store.pull(PromptRef(version.task, number=against), for_model=model.fingerprint))
+    metric = candidate.manifest.task.metric
+    cases = [EvaluationCase(replace(each.manifest.task, metric=metric), each.prompt, rows) for each in judged]
+    found = evaluate_all(model, cases)
+    if policy.bounds_latency:
+        latencies = measure_latency(model, cases)
+        found = [replace(each, latency=latency) for each, latency in zip(found, latencies, strict=True)]
+    verdict = decide(
+        found[0],
+        None if against is None else found[-1],
+        policy,
+        prompt=candidate.prompt,
+        base=model.fingerprint,
+        slices=slices,
+    )
     outcome = GateOutcome(version.task, version.number, version.digest, alias, against, verdict)
     body = {**verdict.to_json(), "alias": alias, "against": against}
     store.attest(outcome.ref, "gate", body, reason=f"gate: {verdict.verdict}", actor=actor)
     return outcome
 
 
-def gate_fields(store: PromptStore, ref: Ref, alias: str = DEFAULT_ALIAS) -> tuple[set[str], TaskSpec]:
-    """The columns that a gate of `ref` reads, for the candidate and what `alias` points at; the candidate's task."""
+def verdict_before(
+    store: PromptStore, ref: Ref, alias: str, *, data_digest: str, policy: GatePolicy, weights: str
+) -> GateOutcome | None:
+    """The verdict that stands in the log already, if it is a pass and nothing that it rests on is another now.
+
+    data_digest: of the held-out rows. weights: digest of the base model's.
+    """
+    version = store.resolve(ref)
+    against = current_number(store, version.task, alias)
+    said = next((each.body for each in reversed(version.attestations) if each.kind == "gate"), None)
+    if said is None or (said.get("alias"), said.get("against")) != (alias, against):
+        return None
+    try:
+        verdict = GateVerdict.from_json(said)
+    except CorruptError:  # of another release
+        return None
+    rests_on = (verdict.data_digest, verdict.policy, verdict.model)
+    if verdict.verdict == "fail" or rests_on != (data_digest, policy, weights):
+        return None
+    return GateOutcome(version.task, version.number, version.digest, alias, against, verdict)
+
+
+def require_one_base(store: PromptStore, ref: Ref, alias: str) -> None:
+    """A version can be compared with what `alias` points at only on the model of both.
+
+    Raises:
+        RefusedError: it is of another base model than what `alias` points at.
+    """
+    version = store.resolve(ref)
+    if (against := current_number(store, version.task, alias)) is None:
+        return
+    current = store.resolve(PromptRef(version.task, number=against))
+    ours, theirs = (store.manifest(each.digest).fingerprint for each in (version, current))
+    if ours.identity != theirs.identity:
+        raise RefusedError(
+            f"{version} is of base model {ours.name}, {version.task}@{alias} is {current}, of {theirs.name}. What is "
+            f"in use moves to another base model all together: run `promptstore upgrade-base` from {theirs.name}"
+        )
+
+
+def gate_fields(
+    store: PromptStore, ref: Ref, alias: str = DEFAULT_ALIAS, slices: Iterable[str] = ()
+) -> tuple[set[str], TaskSpec]:
+    """The columns that a gate of `ref` reads, for the candidate, what `alias` points at and `slices`; the candidate's
+    task.
+    """
     version = store.resolve(ref)
     task = store.manifest(version.digest).task
     tasks = [task]
     if (against := current_number(store, version.task, alias)) is not None:
         current = store.resolve(PromptRef(version.task, number=against))
         tasks.append(store.manifest(current.digest).task)
-    return {name for each in tasks for name in (*each.template_fields, each.target_field)}, task
+    return {*slices, *(name for each in tasks for name in (*each.template_fields, each.target_field))}, task
 
 
 def why_no_news(store: PromptStore, ref: Ref, alias: str = DEFAULT_ALIAS) -> str | None:
@@ -136,27 +192,6 @@ def promote_gated(
     return store.release([move], reason=reason, actor=actor)[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Confirmation:
-    """What was found after a promotion: "moved on" if somebody moved the alias again since, which is their affair."""
-
-    state: Literal["confirmed", "moved on", "broken"]
-    explanation: str
-
-
-def confirm_promotion(store: PromptStore, outcome: GateOutcome) -> Confirmation:
-    """Look again, as a reader would: does the alias name the version, and are its bytes whole?"""
-    store.refresh()
-    now = current_number(store, outcome.task, outcome.alias)
-    if now != outcome.number:
-        return Confirmation("moved on", f"{outcome.task}@{outcome.alias} points at version {now} since")
-    try:
-        store.pull(outcome.ref, for_model=None)
-    except PromptStoreError as error:
-        return Confirmation("broken", str(error))
-    return Confirmation("confirmed", f"{outcome.task}@{outcome.alias} is version {outcome.number}")
-
-
 def undo_promotion(
     store: PromptStore, outcome: GateOutcome, *, reason: str, actor: str | None = None
 ) -> PromptVersion | None:
@@ -183,7 +218,3 @@ def current_number(store: PromptStore, task: str, alias: str) -> int | None:
         return store.resolve(PromptRef(task, alias=alias)).number
     except NotFoundError:
         return None
-
-
-def _evaluated(model: FrozenModel, pulled: PulledPrompt, rows: Rows, metric: str) -> Evaluation:
-    return evaluate(model, replace(pulled.manifest.task, metric=metric), pulled.prompt, rows)

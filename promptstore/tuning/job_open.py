@@ -10,14 +10,14 @@ from promptstore.core.ref import DEFAULT_ALIAS
 from promptstore.core.task import TaskSpec
 from promptstore.errors import InvalidInputError, NotFoundError
 from promptstore.lm.frozen import FrozenModel
-from promptstore.lm.source import open_model
+from promptstore.lm.source import open_model, source_weights_digest
 from promptstore.settings import Settings
 from promptstore.store.prompt_store import PromptStore
 from promptstore.tracking import TrackingReport, open_tracker, replay_spool
 from promptstore.tuning.data import load_rows
 from promptstore.tuning.gate import GatePolicy
 from promptstore.tuning.job import JobTools, tune_tasks
-from promptstore.tuning.job_gate import GateOutcome, gate_fields, gate_version
+from promptstore.tuning.job_gate import GateOutcome, gate_fields, gate_version, require_one_base, verdict_before
 from promptstore.tuning.job_progress import shown_progress
 from promptstore.tuning.job_result import JobResult
 from promptstore.tuning.job_rows import split_validation
@@ -57,16 +57,23 @@ def run_gate_job(
     policy: GatePolicy = DEFAULT_POLICY,
     actor: str | None = None,
 ) -> GateOutcome:
-    """Judge a version on the held-out rows of its task. Raises as `gate_version`.
+    """Judge a version on the held-out rows of its task, unless the log says already that it passes. Raises as
+    `gate_version` and `require_one_base`.
 
     task_file: names the data, or is a folder with the file that does; without it the version's own manifest must name a
     place that can be read from here.
     """
     store.refresh()
-    fields, task = gate_fields(store, ref, alias)
+    require_one_base(store, ref, alias)
+    fields, task = gate_fields(store, ref, alias, policy.slices)
+    fitted_on = {*task.template_fields, task.target_field}
     if task_file is not None:
         task = _task_in(Path(task_file), task)
-    _, held_out = split_validation(load_rows(task.data.validation, fields=fields, settings=settings))
+    _, held_out = split_validation(load_rows(task.data.validation, fields=fields, settings=settings), by=fitted_on)
+    weights = source_weights_digest(settings.model, cache_dir=settings.cache_dir)
+    known = verdict_before(store, ref, alias, data_digest=held_out.digest, policy=policy, weights=weights)
+    if known is not None:
+        return known
     with settings_device(settings, f"gate of {ref}"):
         model = open_base(settings.model, settings)
         return gate_version(store, model, ref, held_out, alias=alias, policy=policy, actor=actor)

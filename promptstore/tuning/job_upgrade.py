@@ -9,22 +9,24 @@ from promptstore.core.ref import DEFAULT_ALIAS
 from promptstore.core.state import PromptVersion
 from promptstore.core.task import TaskSpec
 from promptstore.errors import InvalidInputError
-from promptstore.lm.fingerprint import tensors_in_folder, weights_digest
 from promptstore.lm.frozen import FrozenModel
-from promptstore.lm.source import find_model
+from promptstore.lm.source import source_weights_digest
 from promptstore.settings import Settings
 from promptstore.store.prompt_store import PromptStore, PulledPrompt
 from promptstore.tuning.data import load_rows
 from promptstore.tuning.evaluate import EvaluationCase, evaluate_all
 from promptstore.tuning.evaluation import Evaluation
-from promptstore.tuning.gate import GatePolicy, decide
+from promptstore.tuning.gate import GatePolicy
+from promptstore.tuning.gate_rules import decide
 from promptstore.tuning.job import tune_tasks
 from promptstore.tuning.job_gate import GateOutcome
 from promptstore.tuning.job_open import find_task, open_base, opened_tools, task_names
 from promptstore.tuning.job_plan import TaskPlan, WarmStart, plan_tasks
 from promptstore.tuning.job_rows import split_validation
+from promptstore.tuning.latency import measure_latency
 from promptstore.tuning.rows import Rows
 from promptstore.tuning.settings_device import settings_device
+from promptstore.tuning.slices import slice_columns
 from promptstore.tuning.upgrade_plan import HeldTask, published_before, start_of, survey, upgrade_name
 from promptstore.tuning.upgrade_release import Upgrade, UpgradedTask
 
@@ -36,7 +38,8 @@ class UpgradeRequest:
     """What to bring from `old_model` to the model of the settings, and what each prompt must show there.
 
     tasks: as `task_names` takes them; all of the store if empty. overrides: tuning settings that win over the tasks'.
-    policy: its comparisons are with what the old version says, on the old model, to the same held-out rows.
+    policy: its comparisons are with what the old version says, on the old model, to the same held-out rows; and how
+    fast, each model at its own time.
     """
 
     old_model: str
@@ -58,7 +61,8 @@ def run_upgrade_job(
         NotFoundError: no such model, data or task.
     """
     store.refresh()
-    old, new = (_weights(source, settings) for source in (request.old_model, settings.model))
+    sources = (request.old_model, settings.model)
+    old, new = (source_weights_digest(each, cache_dir=settings.cache_dir) for each in sources)
     if old == new:
         raise InvalidInputError(
             f"{request.old_model} and {settings.model} are the same base model; name the new one with --model or in "
@@ -99,7 +103,7 @@ class _Work:
             if name in failures:
                 upgraded.append(UpgradedTask(name, start, failure=failures[name]))
                 continue
-            outcomes = self._outcomes(*after[name], before)
+            outcomes = self._outcomes(*after[name], before, rows[name])
             upgraded.append(UpgradedTask(name, start, str(versions[name]), outcomes))
         return model.fingerprint.name, tuple(upgraded)
 
@@ -109,20 +113,22 @@ class _Work:
         return {name: self.store.pull(name, for_model=None) for name in sorted(versions)}
 
     def _rows(self, task: TaskSpec, pulled: Mapping[str, PulledPrompt]) -> Rows:
-        """The held-out rows, with what the new template and the old ones read."""
+        """The held-out rows, with what the new template, the old ones and the slices read."""
         read = [task, *(each.manifest.task for each in pulled.values() if each.version.task == task.name)]
         fields = {name for each in read for name in (*each.template_fields, each.target_field)}
-        return split_validation(load_rows(task.data.validation, fields=fields, settings=self.settings))[1]
+        fields |= {*self.request.policy.slices}
+        rows = load_rows(task.data.validation, fields=fields, settings=self.settings)
+        return split_validation(rows, by={*task.template_fields, task.target_field})[1]
 
     def _judge_old(self, pulled: Mapping[str, PulledPrompt], rows: Mapping[str, Rows]) -> dict[str, Evaluation]:
         """What every old version says on its own base. That model has left memory when this returns."""
         metrics = {task.name: task.metric for task in self.tasks}
-        cases = []
-        for each in pulled.values():
+        cases = {}
+        for version, each in pulled.items():
             name = each.version.task
-            cases.append(EvaluationCase(replace(each.manifest.task, metric=metrics[name]), each.prompt, rows[name]))
+            cases[version] = EvaluationCase(replace(each.manifest.task, metric=metrics[name]), each.prompt, rows[name])
         model = open_base(self.request.old_model, self.settings)
-        found = dict(zip(pulled, evaluate_all(model, cases), strict=True))
+        found = self._judge(model, cases)
         del model
         gc.collect()  # networks refer to themselves, and the next one needs the memory
         return found
@@ -158,21 +164,26 @@ class _Work:
     ) -> dict[str, tuple[PulledPrompt, Evaluation]]:
         """As they lie in the store, so that what is released has been read from there."""
         pulled = {name: self.store.pull(str(each), for_model=model.fingerprint) for name, each in versions.items()}
-        cases = [EvaluationCase(each.manifest.task, each.prompt, rows[name]) for name, each in pulled.items()]
-        found = evaluate_all(model, cases) if cases else []
-        return {name: (each, said) for (name, each), said in zip(pulled.items(), found, strict=True)}
+        cases = {name: EvaluationCase(each.manifest.task, each.prompt, rows[name]) for name, each in pulled.items()}
+        found = self._judge(model, cases)
+        return {name: (each, found[name]) for name, each in pulled.items()}
+
+    def _judge(self, model: FrozenModel, cases: Mapping[str, EvaluationCase]) -> dict[str, Evaluation]:
+        """All evaluated together; timed one by one, if the policy asks."""
+        found = evaluate_all(model, [*cases.values()]) if cases else []
+        if self.request.policy.bounds_latency:
+            for at, case in enumerate(cases.values()):
+                found[at] = replace(found[at], latency=measure_latency(model, [case])[0])
+        return dict(zip(cases, found, strict=True))
 
     def _outcomes(
-        self, candidate: PulledPrompt, said: Evaluation, before: Mapping[str, Evaluation]
+        self, candidate: PulledPrompt, said: Evaluation, before: Mapping[str, Evaluation], rows: Rows
     ) -> tuple[GateOutcome, ...]:
         """The verdict for each alias of the task, against the version behind it."""
         version, base = candidate.version, candidate.manifest.fingerprint
-        found = []
+        policy, found = self.request.policy, []
+        slices = slice_columns(rows, policy.slices)
         for alias, old in self.held[version.task].held.items():
-            verdict = decide(said, before[str(old)], self.request.policy, prompt=candidate.prompt, base=base)
+            verdict = decide(said, before[str(old)], policy, prompt=candidate.prompt, base=base, slices=slices)
             found.append(GateOutcome(version.task, version.number, version.digest, alias, old.number, verdict))
         return tuple(found)
-
-
-def _weights(source: str, settings: Settings) -> str:
-    return weights_digest(tensors_in_folder(find_model(source, cache_dir=settings.cache_dir).folder))

@@ -57,11 +57,8 @@ def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_demo_that_is_stopped_leaves_a_sound_store_and_runs_to_its_end_when_repeated(
-    tiny_demo: list[str], tmp_path: Path
-) -> None:
-    stop_in(["1/5", "4/5"], tiny_demo, tmp_path)
-    finish_well(tiny_demo, tmp_path)
+def test_a_demo_that_is_stopped_says_one_thing_and_leaves_a_sound_store(tiny_demo: list[str], tmp_path: Path) -> None:
+    stop_in(["1/5"], tiny_demo, tmp_path)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.stack.environment import client_variables
 from infra.stack.rig import StackRig, stack_rig
 from promptstore.settings import load_settings
 from promptstore.store.prompt_store import PromptStore
@@ -35,31 +34,36 @@ deployments:
         tasks: ["{{{{ $PROMPTSTORE_TASKS }}}}"]
         overrides: {overrides}
         approval: {approval}
-        approval_poll_s: 1
     schedules:
       - interval: 60
-    work_pool:
+    work_pool: &pool
       name: "{{{{ $PROMPTSTORE_WORK_POOL }}}}"
       job_variables:
         env:
-          PROMPTSTORE_S3_ENDPOINT: {s3_endpoint}
+          PROMPTSTORE_S3_ENDPOINT: {s3}
+          PROMPTSTORE_MLFLOW_URI: {mlflow}
+  - name: on-demand
+    entrypoint: flows.promote.promote
+    work_pool: *pool
 """
 LONG_FIT = 1500  # steps: about ten seconds, in which something can be killed
 
 
 @dataclass(frozen=True)
 class Loop:
-    """The stack, two tasks beside it, Prefect's own HTTP interface, and a proxy between flows and S3."""
+    """The stack, two tasks beside it, Prefect's own HTTP interface, and proxies between flows and S3 and MLflow."""
 
     rig: StackRig
     tasks: JobPlace
     api: httpx.Client
     s3: FaultProxy
+    mlflow: FaultProxy
 
     def deploy(self, *, approval: str, steps: int = 48) -> None:
         file = self.tasks.folder.with_name("deployment.yaml")
         overrides = json.dumps({**QUICK, "steps": steps, "evaluate_every": steps // 3})
-        file.write_text(DEPLOYMENT.format(overrides=overrides, approval=approval, s3_endpoint=self.s3.endpoint))
+        proxies = {"s3": self.s3.endpoint, "mlflow": self.mlflow.endpoint}
+        file.write_text(DEPLOYMENT.format(overrides=overrides, approval=approval, **proxies))
         self.rig.shell(f"python -m flows deploy --file {file} --tasks {self.tasks.folder}")
 
     def store(self) -> PromptStore:
@@ -124,16 +128,16 @@ def until(what: str, found: Callable[[], Any]) -> Any:
 def loop() -> Iterator[Loop]:
     try:
         with stack_rig() as rig, pytest.MonkeyPatch.context() as patch:
-            started = rig.run("up", "--free-ports")
-            assert started.returncode == 0, started.stderr
-            for name, value in client_variables(rig.place, rig.settings).items():
+            rig.up()
+            for name, value in rig.variables.items():
                 patch.setenv(name, value)
             tasks = JobPlace(rig.place.folder.with_name("tasks"))
             with (
                 httpx.Client(base_url=f"{rig.settings.url('prefect')}/api", timeout=30) as api,
-                fault_proxy(rig.settings.url("s3")) as proxy,
+                fault_proxy(rig.settings.url("s3")) as s3,
+                fault_proxy(rig.settings.url("mlflow")) as mlflow,
             ):
-                yield Loop(rig, tasks, api, proxy)
+                yield Loop(rig, tasks, api, s3, mlflow)
     except MissingServerError as error:
         pytest.skip(str(error))
 
@@ -171,32 +175,28 @@ def test_retraining_runs_itself_from_first_version_to_rollback(loop: Loop) -> No
     loop.rig.shell("promptstore verify")  # fails unless all is well
 
 
-@pytest.mark.parametrize("victim", ["worker", "prefect", "mlflow"])
+@pytest.mark.parametrize("victim", ["worker", "prefect"])
 def test_what_is_killed_during_a_fit_costs_no_version_and_makes_none_twice(loop: Loop, victim: str) -> None:
     before = begin_a_long_fit(loop)
     loop.kill(victim)
-    restarted = loop.rig.run("up")
-    assert restarted.returncode == 0, restarted.stderr
+    loop.rig.up()
+    require_one_more(loop, before)
+
+
+def test_mlflow_killed_while_it_logs_costs_nothing(loop: Loop) -> None:
+    with killed_at(loop, "mlflow", loop.mlflow, lambda asked: asked.path.endswith("/runs/log-batch")) as killed:
+        before = begin_a_long_fit(loop)
+        until("MLflow is killed", lambda: killed)
+    loop.rig.up()
     require_one_more(loop, before)
 
 
 def test_postgresql_killed_while_a_version_is_published_costs_nothing(loop: Loop) -> None:
-    killed: list[str] = []
-
-    def script(request: ProxiedRequest) -> HttpFault | None:
-        if "/manifests/" in request.path and request.method == "PUT" and not killed:
-            killed.append(request.path)
-            loop.kill("postgres")
-        return None
-
-    loop.s3.script = script
-    try:
+    is_publishing = lambda asked: "/manifests/" in asked.path and asked.method == "PUT"  # noqa: E731
+    with killed_at(loop, "postgres", loop.s3, is_publishing) as killed:
         before = begin_a_long_fit(loop)
         until("the database is killed", lambda: killed)
-    finally:
-        loop.s3.script = behave
-    restarted = loop.rig.run("up")
-    assert restarted.returncode == 0, restarted.stderr
+    loop.rig.up()
     require_one_more(loop, before)
 
 
@@ -214,6 +214,26 @@ def test_s3_that_refuses_for_a_minute_costs_nothing(loop: Loop) -> None:
     finally:
         loop.s3.script = behave
     assert loop.s3.faults > 0
+
+
+@contextmanager
+def killed_at(
+    loop: Loop, service: str, proxy: FaultProxy, is_moment: Callable[[ProxiedRequest], bool]
+) -> Iterator[list[str]]:
+    """Once a request through `proxy` is the one, `service` dies and the request goes on. The paths of such requests."""
+    killed: list[str] = []
+
+    def script(asked: ProxiedRequest) -> HttpFault | None:
+        if is_moment(asked) and not killed:
+            killed.append(asked.path)
+            loop.kill(service)
+        return None
+
+    proxy.script = script
+    try:
+        yield killed
+    finally:
+        proxy.script = behave
 
 
 def begin_a_long_fit(loop: Loop) -> int:

@@ -39,7 +39,7 @@ def place(tmp_path: Path, empty_mlflow: Path) -> JobPlace:
     return JobPlace(tmp_path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     with prefect_server(tmp_path_factory.mktemp("prefect"), timeout_s=400) as server:
         yield server

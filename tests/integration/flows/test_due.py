@@ -140,7 +140,27 @@ def test_what_a_stopped_retraining_made_goes_to_its_gate_once(
     mislabelled = read_task(place.folder / "mood.toml")
     (found,) = look(place, settings, mislabelled, now=later)
     assert (found.reasons, found.left) == ((), "mood:2")
-    assert str(found) == "mood: not due, mood:2 was made by a retraining that was stopped; it goes to its gate now"
+    assert (
+        str(found) == "mood: not due, mood:2 was made by a retraining and never decided about; it goes to its gate now"
+    )
     assert look(place, settings, mislabelled)[0].left is None, "it may be on its way"
-    place.store().attest("mood:2", "gate", {"verdict": "fail"})
+    place.store().attest("mood:2", "gate", {"verdict": "pass", "alias": "production"})
+    assert look(place, settings, mislabelled, now=later)[0].left == "mood:2", "stopped between gate and move"
+    place.store().attest("mood:2", "gate", {"verdict": "fail", "alias": "staging"})
+    assert look(place, settings, mislabelled, now=later)[0].left == "mood:2", "that was another alias's gate"
+    place.store().attest("mood:2", "gate", {"verdict": "fail", "alias": "production"})
     assert look(place, settings, mislabelled, now=later)[0].left is None
+
+
+def test_what_people_decided_is_not_asked_again(place: JobPlace, settings: Settings, model: FrozenModel) -> None:
+    mood, later = place.task("mood"), datetime.now(UTC) + timedelta(minutes=5)
+    place.tune(model, mood, job="retrain-0123")
+    assert look(place, settings, mood, now=later)[0].left == "mood:1"
+    store = place.store()
+    store.promote("mood:1", force=True, reason="test")
+    store.delete_alias("mood", "production", expected=1, reason="worse than it looked")
+    assert look(place, settings, mood, now=later)[0].left is None, "people took it back"
+    place.tune(model, mood, job="retrain-4567", seed=1)
+    assert look(place, settings, mood, now=later)[0].left == "mood:2"
+    store.attest("mood:2", "approval", {"approved": False, "alias": "production"})
+    assert look(place, settings, mood, now=later)[0].left is None, "somebody said no"

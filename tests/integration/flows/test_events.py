@@ -82,7 +82,8 @@ def test_a_published_version_starts_a_promotion_that_waits_for_a_person_and_move
         said = eventually(lambda: told(hook, "waits for your answer"), "the notification")
         assert said.startswith("promptstore: promote sst2:1 to production waits for your answer\n")
         assert str(run["id"]) in said
-        time.sleep(1)  # Prefect pauses first and stores the form's schema after that
+        assert api.get(f"/flow_runs/{run['id']}").json()["state"]["name"] == "Suspended", "nobody waits, on no device"
+        time.sleep(1)  # Prefect suspends first and stores the form's schema after that
         answer = {"approve": True, "approver": "Ada", "reason": "I read the figures"}
         # Prefect on SQLite says "database is locked" now and then to several writers.
         resume = f"/flow_runs/{run['id']}/resume"
@@ -93,7 +94,9 @@ def test_a_published_version_starts_a_promotion_that_waits_for_a_person_and_move
     finally:
         worker.terminate()
         worker.wait(180)
-    assert place.store().resolve("sst2").number == 1
+    version = place.store().resolve("sst2")
+    assert version.number == 1
+    assert [each.kind for each in version.attestations] == ["gate", "approval"], "the verdict was found, not made again"
     assert len(runs_of(api, "promote/on-publish")) == 1, "what Prefect heard twice it heeded once"
     late = deployed.run("promote", ref="sst2:1", only_news=True)
     assert late.code == 0, late.error

@@ -1,8 +1,11 @@
 """From a version to production and back, without a flow: two writers at once, a move that cannot be confirmed."""
 
+import json
 import shutil
 from pathlib import Path
 from threading import Barrier, Thread
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,12 +17,13 @@ from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.job_place import JobPlace
 from promptstore.testing.store_samples import sample_prompt, sample_store, sample_task
 from promptstore.testing.tiny_models import tiny_llama
+from promptstore.tuning import job_open
 from promptstore.tuning.data import load_rows
-from promptstore.tuning.gate import GatePolicy
+from promptstore.tuning.gate import GatePolicy, GateVerdict
+from promptstore.tuning.job_confirm import confirm_promotion
 from promptstore.tuning.job_gate import (
     Answer,
     GateOutcome,
-    confirm_promotion,
     gate_version,
     promote_gated,
     undo_promotion,
@@ -27,7 +31,7 @@ from promptstore.tuning.job_gate import (
 )
 from promptstore.tuning.job_open import run_gate_job
 from promptstore.tuning.job_rows import split_validation
-from promptstore.tuning.rows import Rows
+from promptstore.tuning.rows import Row, Rows
 from promptstore.wiring import open_prompt_store
 
 pytestmark = pytest.mark.slow
@@ -76,6 +80,65 @@ def test_a_gate_without_anything_in_production_has_its_own_rules(
     assert [check.name for check in outcome.verdict.failures] == ["minimum"]
 
 
+@pytest.fixture
+def file(place: JobPlace) -> Path:
+    """The task's file; its validation rows say of which language they are, which no fit reads."""
+    file = place.task_file("sst2")
+    data = place.folder / "sst2.validation.jsonl"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps(with_language(row)) + "\n" for row in rows))
+    return file
+
+
+def with_language(row: Row) -> Row:
+    return {**row, "language": "en" if row["label"] == "yes" else "de"}
+
+
+def test_every_value_of_a_column_is_judged_apart_on_the_rows_of_every_gate(
+    place: JobPlace, model_folder: Path, store: PromptStore, rows: Rows, file: Path
+) -> None:
+    settings = place.settings.model_copy(update={"model": str(model_folder), "device": "cpu", "dtype": "float32"})
+    policy = GatePolicy(slices=("language",), min_slice_accuracy=0.9, max_latency_ms=60_000, max_latency_ratio=1000)
+    first = run_gate_job("sst2:1", settings=settings, store=store, task_file=str(file), policy=policy)
+    store.promote("sst2:1", force=True, reason="to be compared with")
+    worse = run_gate_job("sst2:3", settings=settings, store=store, task_file=str(file), policy=policy)
+    judged_on = Rows.of([with_language(row) for row in rows]).digest
+    assert first.verdict.data_digest == worse.verdict.data_digest == judged_on, "a column more moves no row"
+    found = {check.name: check for check in worse.verdict.checks}
+    slices = {value: found[f"no worse where language is {value}"] for value in ("de", "en")}
+    labels = {"de": found["no worse on no"], "en": found["no worse on yes"]}
+    assert {value: each.figures for value, each in slices.items()} == {
+        value: each.figures for value, each in labels.items()
+    }
+    assert not all(each.holds for each in slices.values())
+    assert found["accuracy where language is de"].figures["bound"] == 0.9
+    assert found["time to first token"].figures["rows"] == 20
+    ratio = found["time to first token against production"].figures
+    assert ratio["value"] == ratio["candidate_ms"] / ratio["production_ms"]  # type: ignore[operator]
+    assert "there is nothing to compare with" in [check.explanation for check in first.verdict.checks]
+    (said,) = (each.body for each in store.resolve("sst2:3").attestations if each.kind == "gate")
+    assert GateVerdict.from_json(said) == worse.verdict
+    assert said["model"] == store.manifest(store.resolve("sst2:3").digest).fingerprint.weights_digest
+
+
+def test_a_version_is_as_fast_as_itself(model: FrozenModel, store: PromptStore, rows: Rows) -> None:
+    store.promote("sst2:1", force=True, reason="first")
+    outcome = gate_version(store, model, "sst2:1", rows, policy=GatePolicy(max_latency_ratio=1.0))
+    found = {check.name: check for check in outcome.verdict.checks}
+    assert found["time to first token against production"].figures["value"] == 1.0
+    assert outcome.has_passed
+
+
+def test_a_column_that_the_data_lack_is_named_beside_those_they_have(
+    place: JobPlace, store: PromptStore, rows: Rows, model: FrozenModel, file: Path
+) -> None:
+    policy = GatePolicy(slices=("source",))
+    with pytest.raises(InvalidInputError, match="field 'source' is missing; the row has label, language, text"):
+        run_gate_job("sst2:1", settings=place.settings, store=store, task_file=str(file), policy=policy)
+    with pytest.raises(InvalidInputError, match="by column 'source'; the columns are label, text"):
+        gate_version(store, model, "sst2:1", rows, policy=policy)
+
+
 def test_of_two_promotions_at_once_one_wins_and_the_other_says_what_happened(
     model: FrozenModel, place: JobPlace, store: PromptStore, rows: Rows
 ) -> None:
@@ -99,6 +162,39 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_says_what_happened(
     print(f"conflicts: {len(errors)}, winner: version {winner}")
     (lost,) = errors
     assert f"sst2@production points at version {winner}, expected nothing; somebody moved it" in str(lost)
+
+
+def test_a_verdict_is_found_in_the_log_while_all_that_it_rests_on_is_the_same(
+    place: JobPlace, model_folder: Path, store: PromptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = place.settings.model_copy(update={"model": str(model_folder), "device": "cpu", "dtype": "float32"})
+    file = place.task_file("sst2")
+    asked: dict[str, Any] = {"settings": settings, "store": store, "task_file": str(file)}
+    first = run_gate_job("sst2:1", **asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(job_open, "open_base", Mock(side_effect=AssertionError("the model is not needed")))
+        assert run_gate_job("sst2:1", **asked) == first
+    assert run_gate_job("sst2:1", **asked, policy=GatePolicy(max_drop=0.2)) != first
+    promote_gated(store, run_gate_job("sst2:1", **asked), reason="first")
+    assert run_gate_job("sst2:1", **asked).against == 1, "production moved, so there is something to compare with"
+    with Path(place.folder / "sst2.validation.jsonl").open("a") as lines:
+        lines.write('{"text": "a great film", "label": "yes"}\n')
+    judged_again = run_gate_job("sst2:1", **asked)
+    assert judged_again.verdict.data_digest != first.verdict.data_digest
+    assert not run_gate_job("sst2:3", **asked).has_passed
+    monkeypatch.setattr(job_open, "open_base", Mock(side_effect=AssertionError("a refusal is judged anew")))
+    with pytest.raises(AssertionError, match="judged anew"):
+        run_gate_job("sst2:3", **asked)
+
+
+def test_what_stands_on_another_base_model_is_not_compared_but_upgraded(
+    store: PromptStore, place: JobPlace, model_folder: Path
+) -> None:
+    store.promote("sst2:1", force=True, reason="first")
+    store.publish(sample_prompt(), store.manifest(store.resolve("sst2:1").digest).task, reason="of another base")
+    settings = place.settings.model_copy(update={"model": str(model_folder)})
+    with pytest.raises(RefusedError, match=r"sst2@production is sst2:1, of testing/tiny-llama.*upgrade-base"):
+        run_gate_job("sst2:4", settings=settings, store=store, task_file=str(place.task_file("sst2")))
 
 
 def test_a_promotion_is_confirmed_by_reading_it_as_a_server_would(

@@ -1,9 +1,7 @@
 """Retraining and care, as processes against a real Prefect server."""
 
 import json
-import signal
 import sqlite3
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,10 +17,11 @@ from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.flow_runner import FlowRunner
 from promptstore.testing.job_place import QUICK, JobPlace
 from promptstore.tracking.mlflow_sink import connect
-from promptstore.tuning.job import tune_tasks
+from promptstore.tuning.job import JobTools, tune_tasks
 
 pytestmark = pytest.mark.slow
 OVERRIDES = {**QUICK, "steps": 48}
+DEPLOYMENTS = Path(__file__).parents[3] / "infra" / "prefect.yaml"
 HOURS_AGO = datetime.now(UTC) - timedelta(hours=2)
 
 
@@ -38,7 +37,7 @@ def test_retraining_follows_the_data_and_leaves_production_to_the_gate(
     asked = {"tasks": files, "overrides": OVERRIDES}
     first = runner.run("retrain", **asked)
     assert first.code == 0, first.error
-    assert first.result["promoted"] == ["sst2:1", "mood:1"]
+    assert first.result["promotions"]["promoted"] == ["sst2:1", "mood:1"]
     second = runner.run("retrain", **asked)
     assert second.code == 0, second.error
     assert second.result["tuned"] is None
@@ -50,12 +49,19 @@ def test_retraining_follows_the_data_and_leaves_production_to_the_gate(
     third = runner.run("retrain", **asked)
     assert third.code == 0, third.error
     assert [each["version"] for each in third.result["tuned"]["tasks"]] == ["sst2:2"]
-    assert third.result["promoted"] == []
-    assert "gate of sst2:2 for production, compared with sst2:1: fail" in third.result["refused"][0]
+    assert third.result["promotions"]["promoted"] == []
+    assert "gate of sst2:2 for production, compared with sst2:1: fail" in third.result["promotions"]["refused"][0]
     store = place.store()
     assert store.resolve("sst2").number == 1
     fourth = runner.run("retrain", **asked)
     assert fourth.result["tuned"] is None, "the same data are not tuned again because the gate refused them"
+
+
+def left_by_a_stopped_retraining(tools: JobTools, place: JobPlace) -> None:
+    """sst2:1, made two hours ago."""
+    objects = tools.store.ledger.objects
+    store = PromptStore(Ledger.open(objects, actor="me", clock=lambda: HOURS_AGO), objects)
+    tune_tasks([place.task("sst2")], job="retrain-0123", tools=replace(tools, store=store), overrides=OVERRIDES)
 
 
 def test_a_version_that_was_made_and_never_judged_is_promoted_by_the_next_retraining(
@@ -65,14 +71,11 @@ def test_a_version_that_was_made_and_never_judged_is_promoted_by_the_next_retrai
     with monkeypatch.context() as patch:
         patch.setattr(JobPlace, "mlflow_uri", property(lambda _: "http://127.0.0.1:9"))
         tools = place.tools(model, "retrain-0123")
-    store = PromptStore(
-        Ledger.open(tools.store.ledger.objects, actor="me", clock=lambda: HOURS_AGO), tools.store.ledger.objects
-    )
-    tune_tasks([place.task("sst2")], job="retrain-0123", tools=replace(tools, store=store), overrides=OVERRIDES)
+    left_by_a_stopped_retraining(tools, place)
     asked = {"tasks": [str(place.folder / "sst2.toml")], "overrides": OVERRIDES}
     ended = runner.run("retrain", **asked)
     assert ended.code == 0, ended.error
-    assert (ended.result["tuned"], ended.result["promoted"]) == (None, ["sst2:1"])
+    assert (ended.result["tuned"], ended.result["promotions"]["promoted"]) == (None, ["sst2:1"])
     assert place.store().resolve("sst2").number == 1
     client = connect(place.mlflow_uri)
     experiment = client.get_experiment_by_name("promptstore/sst2").experiment_id
@@ -80,28 +83,33 @@ def test_a_version_that_was_made_and_never_judged_is_promoted_by_the_next_retrai
     assert run.data.tags["digest"] == place.store().resolve("sst2").digest
 
 
-def promotions(api: httpx.Client) -> dict[str, str]:
-    """What the newest retraining wants promoted, and the state of each."""
-    newest = {"flows": {"name": {"any_": ["retrain"]}}, "sort": "START_TIME_DESC", "limit": 1}
-    parents = [run["id"] for run in api.post("/flow_runs/filter", json=newest).raise_for_status().json()]
-    children = {"flow_runs": {"parent_flow_run_id": {"any_": parents}}, "flows": {"name": {"any_": ["promote"]}}}
-    runs = api.post("/flow_runs/filter", json=children).raise_for_status().json()
-    return {run["parameters"]["parameters"]["ref"]: run["state_type"] for run in runs}
+def waiting(api: httpx.Client) -> list[dict[str, Any]]:
+    """The promotions that a deployment's worker is to begin."""
+    found = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "flows": {"name": {"any_": ["promote"]}}}
+    runs: list[dict[str, Any]] = api.post("/flow_runs/filter", json=found).raise_for_status().json()
+    return runs
 
 
-def test_a_retraining_that_is_stopped_waits_for_nobody(place: JobPlace, runner: FlowRunner, api: httpx.Client) -> None:
-    asked = [str(place.task_file(name)) for name in ("sst2", "mood")]
-    started = runner.start("retrain", tasks=asked, overrides=OVERRIDES, approval="person")
-    paused = {"sst2:1": "PAUSED", "mood:1": "PAUSED"}
-    deadline = time.monotonic() + 200
-    while started.process.poll() is None and promotions(api) != paused and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert promotions(api) == paused
-    started.process.send_signal(signal.SIGTERM)
-    ended = started.wait(30)
-    assert ended.code != 0, ended.error
-    assert promotions(api) == {"sst2:1": "CANCELLED", "mood:1": "CANCELLED"}, ended.error
-    assert all(not place.store().state.task(name).aliases for name in ("sst2", "mood"))
+def test_people_are_asked_in_a_run_of_its_own_and_once(
+    place: JobPlace, runner: FlowRunner, api: httpx.Client, model: FrozenModel
+) -> None:
+    file = str(place.task_file("sst2"))
+    left_by_a_stopped_retraining(place.tools(model, "retrain-0123"), place)
+    asked = {"tasks": [file], "overrides": OVERRIDES, "approval": "person", "min_recall": 0.1}
+    refused = runner.run("retrain", **asked)
+    assert refused.code == 1
+    assert "approval=person needs the deployment promote/on-demand" in refused.error
+    deployed = runner.command("deploy", "--file", str(DEPLOYMENTS), "--pool", "people")
+    assert deployed.returncode == 0, deployed.stderr
+    for _ in range(2):
+        ended = runner.run("retrain", **asked)
+        assert ended.code == 0, ended.error
+        assert ended.result["promotions"] == {"promoted": [], "refused": [], "asked": ["sst2:1"]}
+    (run,) = waiting(api)
+    assert run["name"] == "promote sst2:1 to production"
+    given = run["parameters"]["parameters"]
+    assert (given["task_file"], given["approval"], given["min_recall"]) == (file, "person", 0.1)
+    assert not place.store().state.task("sst2").aliases
 
 
 def test_care_expires_deletes_and_brings_catalogue_and_copy_up_to_date(

@@ -1,4 +1,4 @@
-"""A new base model, as a process against a real Prefect server."""
+"""A new base model, met by a retraining, as a process against a real Prefect server."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,11 @@ def test_prompts_move_to_a_wider_base_in_one_release(
     place.store().promote("sst2:1", force=True, reason="first")
     wide = write_tiny_model(place.folder / "wide", hidden_size=64)
     asked = {"old_model": str(model_folder), "model": str(wide), "tasks": [file], "overrides": dict(QUICK)}
-    ended = runner.run("upgrade_base", **asked, max_drop=1, alpha=1e-9)
+    ended = runner.run("retrain", **asked, max_drop=1, alpha=1e-9)
     assert ended.code == 0, ended.error
-    assert ended.result["released"] == ["sst2@production -> sst2:2"]
+    assert ended.result["upgraded"] == ["sst2@production -> sst2:2"]
+    assert ended.result["tuned"] is None
+    assert ended.result["due"][0]["fresh"] == "sst2:2 rests on the same data, task and model"
     store = place.store()
     assert store.pull("sst2", for_model=None).prompt.hidden_size == 64
     assert store.history("sst2")[-1].reason == "upgrade to base model wide"

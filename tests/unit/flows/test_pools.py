@@ -5,7 +5,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 from prefect.utilities.templating import apply_values
 
@@ -15,6 +17,7 @@ from promptstore.errors import InvalidInputError
 POOLS = Path(__file__).parents[3] / "infra" / "pools"
 SHIPPED = files("prefect.server.api") / "collections_data" / "views" / "aggregate-worker-metadata.json"
 TYPES = ("docker", "kubernetes")
+KUBERNETES = "1.30"
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +45,10 @@ def job(kind: str, **given: Any) -> dict[str, Any]:
     return filled
 
 
+def read_all(file: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((POOLS.with_name("kubernetes") / "base" / file).read_text()))
+
+
 def pod(**given: Any) -> dict[str, Any]:
     found: dict[str, Any] = job("kubernetes", **given)["job_manifest"]["spec"]["template"]["spec"]
     return found
@@ -59,6 +66,16 @@ def test_a_template_says_nothing_that_the_worker_of_its_type_does_not_know(kind:
             assert each["type"] == same["type"], name
         if "default" in each:
             Draft202012Validator(each).validate(each["default"])
+
+
+def test_a_run_is_a_job_that_kubernetes_takes_and_its_network_policy_knows() -> None:
+    manifest = job("kubernetes", namespace="prompts")["job_manifest"]
+    # The worker makes lists of these, as Kubernetes wants them.
+    manifest["spec"]["template"]["spec"]["containers"][0] |= {"args": ["start"], "env": []}
+    kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    policies = {each["metadata"]["name"]: each["spec"]["podSelector"] for each in read_all("network.yaml")}
+    (selector,) = policies["promptstore-worker"]["matchExpressions"]
+    assert manifest["spec"]["template"]["metadata"]["labels"][selector["key"]] in selector["values"]
 
 
 def test_a_pod_gets_the_gpus_it_asks_for() -> None:

@@ -44,3 +44,12 @@ def test_a_bound_on_held_out_rows_keeps_the_same_ones_when_data_is_added() -> No
     small = said(split_validation(rows_of([str(number) for number in range(300)]), most_held_out=50)[1])
     grown = said(split_validation(rows_of([str(number) for number in range(330)]), most_held_out=50)[1])
     assert len(small & grown) > 35
+
+
+def test_a_column_that_no_fit_reads_moves_no_row_to_the_other_side() -> None:
+    plain = rows_of([str(number) for number in range(300)])
+    sliced = Rows.of([{**row, "language": "de" if at % 3 else "en"} for at, row in enumerate(plain)])
+    sides = [side.numbers for side in split_validation(plain)]
+    assert [side.numbers for side in split_validation(sliced, by={"text", "label"})] == sides
+    assert [side.numbers for side in split_validation(sliced)] != sides
+    assert set(split_validation(sliced, by={"text", "label"})[1][0]) == {"text", "label", "language"}
