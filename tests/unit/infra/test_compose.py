@@ -1,6 +1,8 @@
-"""infra/compose.yaml keeps the promises of the stack of plain processes. Its grammar is compose's own business."""
+"""infra/compose.yaml is what compose expects, and keeps the promises of the stack of plain processes."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -8,14 +10,23 @@ from typing import Any
 import pytest
 import yaml
 
+from infra.stack.rig import SERVICES as STACK
+
 INFRA = Path(__file__).parents[3] / "infra"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
 VERSION = tomllib.loads((INFRA.parent / "pyproject.toml").read_text())["project"]["version"]
 DOCKERFILES = sorted((INFRA / "images").glob("*.Dockerfile"))
 
 
+def test_the_file_follows_composes_own_schema() -> None:
+    program = Path(sys.executable).with_name("check-jsonschema")
+    command = [program, "--builtin-schema", "vendor.compose-spec", INFRA / "compose.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_every_server_of_the_local_stack_is_there() -> None:
-    assert {"postgres", "s3", "mlflow", "prefect", "server", "worker"} <= set(SERVICES)
+    assert set(STACK) <= set(SERVICES)
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -181,3 +181,13 @@ def test_a_prompt_starts_warm_where_its_values_mean_the_same(
     if start is not None:
         assert start.prompt.fingerprint == new
         assert (start.prompt.embeddings == old.prompt.embeddings).all()
+
+
+def test_slices_and_latencies_are_compared_across_base_models(place: Place) -> None:
+    policy = replace(LENIENT, slices=("label",), max_latency_ms=60_000, max_latency_ratio=1000)
+    for task in place.judge(policy=policy).tasks:
+        (outcome,) = task.outcomes
+        found = {check.name: check.figures for check in outcome.verdict.checks}
+        assert found["no worse where label is yes"]["gained"] == found["no worse on yes"]["gained"]
+        ratio = found["time to first token against production"]
+        assert ratio["candidate_ms"] == found["time to first token"]["value"] != ratio["production_ms"]
