@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -101,14 +101,13 @@ class GateParameters(Parameters):
         return self
 
     def policy(self) -> GatePolicy:
-        return GatePolicy(**self.gate())
-
-    def gate(self) -> dict[str, Any]:
-        """These alone, to be passed on."""
-        return self.model_dump(include=set(GateParameters.model_fields))
+        return GatePolicy(**self.model_dump())
 
 
-class PromoteParameters(GateParameters):
+GATE = Field(default=GateParameters(), description="what the gate asks")
+
+
+class PromoteParameters(Parameters):
     """Move an alias to a version, if the version is good enough and nobody objects."""
 
     ref: str = Field(description="the candidate: task:number, task@alias or task@sha256:digest")
@@ -117,17 +116,16 @@ class PromoteParameters(GateParameters):
         default=None,
         description="task file that names the validation data, or a folder with it; what the version says by default",
     )
+    gate: GateParameters = GATE
     approval: Literal["automatic", "person"] = "automatic"
     approval_timeout_s: int = Field(default=86_400, ge=1)
     approval_poll_s: int = Field(default=10, ge=1)
     reason: str = Field(default="", description="why, for the log")
-    only_news: bool = Field(
-        default=False, description="do nothing if the version is in use already, or a newer one was published since"
-    )
+    only_news: bool = Field(default=False, description="do nothing if a newer version was published since, either")
     model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
 
 
-class RetrainParameters(GateParameters):
+class RetrainParameters(Parameters):
     """Find out which tasks are due and why, tune those, and promote what passes."""
 
     tasks: list[str] = Field(min_length=1, description="task files (.toml), folders of them, or tasks in the store")
@@ -143,6 +141,7 @@ class RetrainParameters(GateParameters):
     )
     promote: bool = Field(default=True, description="gate and promote what was tuned")
     alias: str = "production"
+    gate: GateParameters = GATE
     approval: Literal["automatic", "person"] = "automatic"
     approval_timeout_s: int = Field(default=86_400, ge=1)
     approval_poll_s: int = Field(default=10, ge=1)
@@ -184,7 +183,7 @@ class RetrainParameters(GateParameters):
             tasks=self.tasks,
             aliases=[self.alias],
             overrides=self.overrides,
-            **self.gate(),
+            gate=self.gate,
         )
 
     def promotion(self, ref: str, task_file: str | None, reason: str) -> PromoteParameters:
@@ -197,7 +196,7 @@ class RetrainParameters(GateParameters):
             approval_timeout_s=self.approval_timeout_s,
             approval_poll_s=self.approval_poll_s,
             model=self.model,
-            **self.gate(),
+            gate=self.gate,
         )
 
 
@@ -214,7 +213,7 @@ class MaintainParameters(Parameters):
         return RetentionPolicy(self.keep_newest, timedelta(days=self.keep_days), self.keep_previous)
 
 
-class MirrorParameters(GateParameters):
+class MirrorParameters(Parameters):
     """Show the log in MLflow's model registry."""
 
     tasks: list[str] | None = Field(default=None, description="names of tasks in the store; all by default")
@@ -225,6 +224,7 @@ class MirrorParameters(GateParameters):
         default=None,
         description="for those promotions: folder with the task files; what a version says of its data by default",
     )
+    gate: GateParameters = GATE
     approval: Literal["automatic", "person"] = "person"
     approval_timeout_s: int = Field(default=86_400, ge=1)
     approval_poll_s: int = Field(default=10, ge=1)
@@ -238,7 +238,7 @@ class MirrorParameters(GateParameters):
             approval=self.approval,
             approval_timeout_s=self.approval_timeout_s,
             approval_poll_s=self.approval_poll_s,
-            **self.gate(),
+            gate=self.gate,
         )
 
 
@@ -265,7 +265,7 @@ class ScoreParameters(Parameters):
         )
 
 
-class UpgradeBaseParameters(GateParameters):
+class UpgradeBaseParameters(Parameters):
     """Bring every prompt that the aliases name from the old base model to the new one, all in one release."""
 
     old_model: str = Field(description="base model that the prompts in use stand on")
@@ -277,6 +277,7 @@ class UpgradeBaseParameters(GateParameters):
     overrides: dict[str, JsonValue] = Field(
         default_factory=dict, description="tuning settings that win over the tasks'; `initialise` starts all of them so"
     )
+    gate: GateParameters = GATE
     allow_partial: bool = Field(default=False, description="release the tasks that pass even if others do not")
 
     def request(self) -> "UpgradeRequest":
@@ -287,5 +288,5 @@ class UpgradeBaseParameters(GateParameters):
             tasks=self.tasks,
             aliases=self.aliases,
             overrides=self.overrides,
-            policy=self.policy(),
+            policy=self.gate.policy(),
         )

@@ -38,7 +38,7 @@ class Approval(RunInput):
 @flow(name="promote", flow_run_name="promote {parameters.ref} to {parameters.alias}")
 def promote(parameters: PromoteParameters) -> PromptVersion | None:
     """Judge a version against what the alias points at, and move the alias if it is no worse and nobody objects."""
-    if parameters.only_news and (reason := look_for_news(parameters)) is not None:
+    if (reason := look_for_news(parameters)) is not None:
         # Prefect takes a state that a flow returns as the state of its run; called directly, the flow returns `None`.
         return cast("None", Completed(name="Skipped", message=f"skipped: {reason}"))
     outcome = gate(parameters)
@@ -56,10 +56,11 @@ def promote(parameters: PromoteParameters) -> PromptVersion | None:
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
 def look_for_news(parameters: PromoteParameters) -> str | None:
-    """Why an event that asked for this came too late, if it did."""
+    """Why nothing is left to do, if so: what asked for this came too late."""
     from promptstore.tuning.job_gate import why_no_news
 
-    return why_no_news(open_prompt_store(load_settings(), create=False), parameters.ref, parameters.alias)
+    store = open_prompt_store(load_settings(), create=False)
+    return why_no_news(store, parameters.ref, parameters.alias, only_newest=parameters.only_news)
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
@@ -74,7 +75,7 @@ def gate(parameters: PromoteParameters) -> "GateOutcome":
         store=open_prompt_store(settings, create=False),
         alias=parameters.alias,
         task_file=parameters.task_file,
-        policy=parameters.policy(),
+        policy=parameters.gate.policy(),
     )
 
 

@@ -150,12 +150,17 @@ def gate_fields(
     return {*slices, *(name for each in tasks for name in (*each.template_fields, each.target_field))}, task
 
 
-def why_no_news(store: PromptStore, ref: Ref, alias: str = DEFAULT_ALIAS) -> str | None:
-    """Why nothing is left to do for `ref`, which was announced earlier: in use already, or overtaken."""
+def why_no_news(store: PromptStore, ref: Ref, alias: str = DEFAULT_ALIAS, *, only_newest: bool = False) -> str | None:
+    """Why nothing is left to do for `ref`, which somebody asked for earlier: in use already, or overtaken.
+
+    only_newest: a newer version overtakes it.
+    """
     store.refresh()
     version = store.resolve(ref)
     if current_number(store, version.task, alias) == version.number:
         return f"{alias} is {version} already"
+    if not only_newest:
+        return None
     newest = max(each.number for each in store.state.task(version.task).versions if not each.is_expired)
     return f"{version.task}:{newest} was published since {version}" if newest > version.number else None
 

@@ -77,7 +77,7 @@ def test_what_a_server_refuses_is_taken_back(model: FrozenModel, place: JobPlace
     place.tune(model, place.task("sst2"), job="first", **QUICK)
     place.store().promote("sst2:1", force=True, reason="first")
     place.tune(model, place.task("sst2"), job="second", **{**QUICK, "seed": 1})
-    asked = {"task_file": str(place.task_file("sst2")), "max_drop": 1, "alpha": 1e-9}
+    asked = {"task_file": str(place.task_file("sst2")), "gate": {"max_drop": 1, "alpha": 1e-9}}
     with server_that_refuses(2) as url:
         told = {**runner.environment, "PROMPTSTORE_CONFIRM_AT": url, "PROMPTSTORE_CONFIRM_TIMEOUT_S": "1"}
         ended = FlowRunner(runner.folder, told).run("promote", ref="sst2:2", **asked)

@@ -98,7 +98,7 @@ def test_a_published_version_starts_a_promotion_that_waits_for_a_person_and_move
     assert version.number == 1
     assert [each.kind for each in version.attestations] == ["gate", "approval"], "the verdict was found, not made again"
     assert len(runs_of(api, "promote/on-publish")) == 1, "what Prefect heard twice it heeded once"
-    late = deployed.run("promote", ref="sst2:1", only_news=True)
+    late = deployed.run("promote", ref="sst2:1")
     assert late.code == 0, late.error
     asked = {"flow_runs": {"name": {"any_": ["promote sst2:1 to production"]}}, "sort": "START_TIME_DESC"}
     state = api.post("/flow_runs/filter", json=asked).json()[0]["state"]

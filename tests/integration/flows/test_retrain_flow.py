@@ -95,7 +95,7 @@ def test_people_are_asked_in_a_run_of_its_own_and_once(
 ) -> None:
     file = str(place.task_file("sst2"))
     left_by_a_stopped_retraining(place.tools(model, "retrain-0123"), place)
-    asked = {"tasks": [file], "overrides": OVERRIDES, "approval": "person", "min_recall": 0.1}
+    asked = {"tasks": [file], "overrides": OVERRIDES, "approval": "person", "gate": {"min_recall": 0.1}}
     refused = runner.run("retrain", **asked)
     assert refused.code == 1
     assert "approval=person needs the deployment promote/on-demand" in refused.error
@@ -108,7 +108,7 @@ def test_people_are_asked_in_a_run_of_its_own_and_once(
     (run,) = waiting(api)
     assert run["name"] == "promote sst2:1 to production"
     given = run["parameters"]["parameters"]
-    assert (given["task_file"], given["approval"], given["min_recall"]) == (file, "person", 0.1)
+    assert (given["task_file"], given["approval"], given["gate"]["min_recall"]) == (file, "person", 0.1)
     assert not place.store().state.task("sst2").aliases
 
 

@@ -21,7 +21,7 @@ def test_prompts_move_to_a_wider_base_in_one_release(
     place.store().promote("sst2:1", force=True, reason="first")
     wide = write_tiny_model(place.folder / "wide", hidden_size=64)
     asked = {"old_model": str(model_folder), "model": str(wide), "tasks": [file], "overrides": dict(QUICK)}
-    ended = runner.run("retrain", **asked, max_drop=1, alpha=1e-9)
+    ended = runner.run("retrain", **asked, gate={"max_drop": 1, "alpha": 1e-9})
     assert ended.code == 0, ended.error
     assert ended.result["upgraded"] == ["sst2@production -> sst2:2"]
     assert ended.result["tuned"] is None

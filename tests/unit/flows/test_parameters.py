@@ -24,18 +24,18 @@ def test_every_rule_of_the_gate_is_a_parameter_with_its_default() -> None:
 
 
 def test_every_flow_that_gates_passes_the_policy_on() -> None:
-    given = POLICY.to_json()
-    promote = PromoteParameters(ref="sst2:1", **given)
-    retrain = RetrainParameters(tasks=["sst2"], **given)
-    mirror = MirrorParameters(**given)
-    upgrade = UpgradeBaseParameters(old_model="old", **given)
-    assert promote.policy() == POLICY
-    assert retrain.promotion("sst2:1", None, "due").policy() == POLICY
-    assert mirror.promotion("sst2:1", "production").policy() == POLICY
+    given = {"gate": POLICY.to_json()}
+    promote = PromoteParameters.model_validate({"ref": "sst2:1", **given})
+    retrain = RetrainParameters.model_validate({"tasks": ["sst2"], **given})
+    mirror = MirrorParameters.model_validate(given)
+    upgrade = UpgradeBaseParameters.model_validate({"old_model": "old", **given})
+    assert promote.gate.policy() == POLICY
+    assert retrain.promotion("sst2:1", None, "due").gate.policy() == POLICY
+    assert mirror.promotion("sst2:1", "production").gate.policy() == POLICY
     assert upgrade.request().policy == POLICY
     assert PromoteParameters.model_validate(promote.model_dump(mode="json")) == promote
 
 
 def test_a_policy_that_makes_no_sense_is_refused_before_anything_runs() -> None:
     with pytest.raises(ValidationError, match="rule slices of the gate must be given with min_slice_accuracy"):
-        RetrainParameters(tasks=["sst2"], min_slice_accuracy=0.5)
+        RetrainParameters.model_validate({"tasks": ["sst2"], "gate": {"min_slice_accuracy": 0.5}})

@@ -20,7 +20,7 @@ DOCKERFILES = sorted((INFRA / "images").glob("*.Dockerfile"))
 
 def test_the_file_follows_composes_own_schema() -> None:
     program = Path(sys.executable).with_name("check-jsonschema")
-    command = [program, "--builtin-schema", "vendor.compose-spec", INFRA / "compose.yaml"]
+    command = [str(program), "--builtin-schema", "vendor.compose-spec", str(INFRA / "compose.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
