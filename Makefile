@@ -17,7 +17,7 @@ help: ## Show what there is
 
 $(STAMP):
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e '.[dev]'
 	touch $(STAMP)
 
 setup: $(STAMP) ## Build .venv from the lock; fetch the demo's model and data once

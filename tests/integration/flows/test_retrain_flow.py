@@ -83,9 +83,9 @@ def test_a_version_that_was_made_and_never_judged_is_promoted_by_the_next_retrai
     assert run.data.tags["digest"] == place.store().resolve("sst2").digest
 
 
-def waiting(api: httpx.Client) -> list[dict[str, Any]]:
-    """The promotions that a deployment's worker is to begin."""
-    found = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "flows": {"name": {"any_": ["promote"]}}}
+def waiting(api: httpx.Client, name: str) -> list[dict[str, Any]]:
+    """The promotions of that name that a deployment's worker is to begin."""
+    found = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}, "name": {"any_": [name]}}}
     runs: list[dict[str, Any]] = api.post("/flow_runs/filter", json=found).raise_for_status().json()
     return runs
 
@@ -96,17 +96,19 @@ def test_people_are_asked_in_a_run_of_its_own_and_once(
     file = str(place.task_file("sst2"))
     left_by_a_stopped_retraining(place.tools(model, "retrain-0123"), place)
     asked = {"tasks": [file], "overrides": OVERRIDES, "approval": "person", "gate": {"min_recall": 0.1}}
+    asked["alias"] = "asked-about"  # the server's other runs are not
+    if (deployed := api.get("/deployments/name/promote/on-demand")).is_success:
+        api.delete(f"/deployments/{deployed.json()['id']}").raise_for_status()
     refused = runner.run("retrain", **asked)
     assert refused.code == 1
     assert "approval=person needs the deployment promote/on-demand" in refused.error
-    deployed = runner.command("deploy", "--file", str(DEPLOYMENTS), "--pool", "people")
-    assert deployed.returncode == 0, deployed.stderr
+    done = runner.command("deploy", "--file", str(DEPLOYMENTS), "--pool", "people")
+    assert done.returncode == 0, done.stderr
     for _ in range(2):
         ended = runner.run("retrain", **asked)
         assert ended.code == 0, ended.error
         assert ended.result["promotions"] == {"promoted": [], "refused": [], "asked": ["sst2:1"]}
-    (run,) = waiting(api)
-    assert run["name"] == "promote sst2:1 to production"
+    (run,) = waiting(api, "promote sst2:1 to asked-about")
     given = run["parameters"]["parameters"]
     assert (given["task_file"], given["approval"], given["gate"]["min_recall"]) == (file, "person", 0.1)
     assert not place.store().state.task("sst2").aliases

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from promptstore.serving.failures import error_body, error_response
 from promptstore.testing.json_schema import JSON, values_of
 from promptstore.testing.served import LiveServer
 
@@ -59,6 +60,28 @@ def test_what_the_description_allows_is_answered(client: httpx.Client, descripti
             _check(client.post(path, content=json.dumps(value), headers={"content-type": "application/json"}))
 
     fuzz()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("text", ["\ud800", "x\ud83d", "\udc00 and \ud83d"])
+def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(client: httpx.Client, path: str, text: str) -> None:
+    fields = {"/v1/classify": "input", "/v1/completions": "prompt", "/v1/chat/completions": "messages"}
+    given: Any = [{"role": "user", "content": text}] if fields[path] == "messages" else text
+    for body in (
+        {"model": "sentiment", fields[path]: given},
+        {"model": "entailment", "input": {"premise": text, "hypothesis": "x"}},
+        {"model": "sentiment", "input": {text: "x"}},
+        {"model": text, "input": "x"},
+        {"model": "sentiment", "input": "x", text: "x"},
+    ):
+        answer = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+        assert answer.status_code == 400, answer.text
+        assert "half of a surrogate pair" in answer.json()["error"]["message"]
+
+
+def test_an_error_that_quotes_what_utf8_lacks_can_be_sent() -> None:
+    body = error_body(400, "invalid_input", "no field x\ud83d", param="x\ud83d")
+    assert json.loads(error_response(400, body).body)["error"]["param"] == "x\\ud83d"
 
 
 PLAUSIBLE = {

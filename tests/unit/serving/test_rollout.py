@@ -2,18 +2,20 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
 
 from promptstore.client import Client
+from promptstore.core.state import PromptVersion
 from promptstore.errors import ConflictError, InvalidInputError, NotFoundError, RefusedError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.serving.options import ServerOptions
 from promptstore.serving.trials import Trial
-from promptstore.store.prompt_store import PromptStore
+from promptstore.store.prompt_store import PromptStore, Ref
 from promptstore.store.rollout import Bounds, Rollout, abort_rollout, active_rollouts, finish_rollout, start_rollout
 from promptstore.testing.engine_rig import random_prompt
 from promptstore.testing.served import ANSWER, SENTIMENT, LiveServer, live_server, new_store, publish_random
@@ -239,6 +241,34 @@ def test_the_alias_reaching_the_version_by_other_means_ends_the_trial(store: Pro
     start_rollout(store, "sentiment:2")
     store.promote("sentiment:2", reason="enough")
     assert active_rollouts(store.state) == {}
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_rollout_that_a_move_ended_does_not_come_back_with_a_rollback(store: PromptStore, is_old: bool) -> None:
+    if is_old:
+        store.attest("sentiment:2", "rollout", {"alias": "production", "state": "started", "mode": "share", "share": 0.5})
+    else:
+        start_rollout(store, "sentiment:2", share=0.5)
+    assert KEY in active_rollouts(store.state)
+    store.promote("sentiment:2", reason="enough")
+    store.rollback("sentiment", reason="bad")
+    assert store.resolve("sentiment").number == 1
+    assert active_rollouts(store.state) == {}
+    with pytest.raises(NotFoundError):
+        abort_rollout(store, "sentiment")
+    again = start_rollout(store, "sentiment:2", share=0.5)
+    assert active_rollouts(store.state) == {KEY: again}
+
+
+def test_a_rollout_that_a_move_overtakes_is_not_started(store: PromptStore) -> None:
+    class Overtaken(PromptStore):
+        def attest(self, ref: Ref, kind: str, body: Mapping[str, Any], **said: Any) -> PromptVersion:
+            store.promote("sentiment:3", force=True, reason="meanwhile")
+            return super().attest(ref, kind, body, **said)
+
+    with pytest.raises(ConflictError, match="moved while"):
+        start_rollout(Overtaken(store.ledger, store.ledger.objects), "sentiment:2")
+    assert active_rollouts(store.refresh()) == {}
 
 
 def _trial(store: PromptStore, **bounds: float) -> Trial:
