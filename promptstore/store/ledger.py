@@ -126,11 +126,12 @@ class Ledger:
         trust, memory = options.get("trust"), options.get("memory")
         accept: Accept = trust.require if trust else accept_all
         header = read_header(objects)
+        seen = None if memory is None else memory.look(objects.url, header.id)
         state = load_checkpoint(objects, header, accept)
         for later, _ in follow(objects, state, accept):
             state = later
-        if memory is not None:
-            memory.check(objects.url, state, lambda number: _digest_at(objects, header, number))
+        if memory is not None and seen is not None:
+            memory.check(objects.url, state, seen, lambda number: _digest_at(objects, header, number))
             memory.save(objects.url, state)
         return cls(objects, header, state, actor=actor, **options)
 

@@ -24,6 +24,14 @@ class Head:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was remembered before the log was read: the last head seen at the URL, and that of the store."""
+
+    at_url: Head | None
+    of_store: Head | None
+
+
 class HeadMemory:
     """Heads in small files of one folder, one per store id and one per URL. Many processes may share the folder.
 
@@ -33,30 +41,37 @@ class HeadMemory:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def check(self, url: str, state: StoreState, digest_of: Callable[[int], str]) -> None:
+    def look(self, url: str, store_id: str) -> Seen:
+        """What is remembered now. Look before reading the log: what others see meanwhile may be past where that ended.
+
+        Raises:
+            CorruptError: a note is damaged.
+        """
+        return Seen(_load(self._url_file(url)), _load(self._store_file(store_id)))
+
+    def check(self, url: str, state: StoreState, seen: Seen, digest_of: Callable[[int], str]) -> None:
         """Refuse a store that is not a continuation of what was seen before, by its URL or by its id.
 
-        state: the end of the log as it is now. digest_of: the digest of an earlier commit of that log.
+        state: the end of the log, read after `look`. digest_of: the digest of an earlier commit of that log.
 
         Raises:
             UntrustedError: the log ends before a commit seen earlier, forks from it, or is that of another store.
         """
-        at_url = _load(self._url_file(url))
+        at_url, head = seen.at_url, seen.of_store
         if at_url is not None and at_url.store_id != state.store_id:
             raise UntrustedError(
                 f"{url} held store {at_url.store_id} when this machine last saw it, now it holds {state.store_id}: "
                 f"it was replaced. If that was meant, delete {self._url_file(url)}"
             )
-        seen = _load(self._store_file(state.store_id))
-        if seen is None:
+        if head is None:
             return
         advice = f"it was rolled back or forked. If that was meant, delete {self._store_file(state.store_id)}"
-        if state.number < seen.number:
-            raise UntrustedError(f"{url} ends at commit {state.number}, but commit {seen.number} was seen: {advice}")
-        digest = state.digest if state.number == seen.number else digest_of(seen.number)
-        if digest != seen.digest:
+        if state.number < head.number:
+            raise UntrustedError(f"{url} ends at commit {state.number}, but commit {head.number} was seen: {advice}")
+        digest = state.digest if state.number == head.number else digest_of(head.number)
+        if digest != head.digest:
             raise UntrustedError(
-                f"{url}: commit {seen.number} is {digest[:12]}, but was {seen.digest[:12]} when last seen: {advice}"
+                f"{url}: commit {head.number} is {digest[:12]}, but was {head.digest[:12]} when last seen: {advice}"
             )
 
     def save(self, url: str, state: StoreState) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from promptstore.core.state import StoreState
-from promptstore.errors import UntrustedError
+from promptstore.errors import CorruptError, NotFoundError, UntrustedError
 from promptstore.store.following import read_commit
+from promptstore.store.header import read_header
 from promptstore.store.layout import (
     CLOCK,
     COMMITS,
@@ -17,7 +18,7 @@ from promptstore.store.layout import (
     commit_number,
 )
 from promptstore.store.ledger import random_id
-from promptstore.store.memory import HeadMemory
+from promptstore.store.memory import HeadMemory, Seen
 from promptstore.store.objects import ObjectInfo, ObjectStore
 from promptstore.store.trust import TrustPolicy, accept_all
 from promptstore.store.verify_blobs import check_blobs
@@ -53,14 +54,15 @@ def verify(objects: ObjectStore, *, trust: TrustPolicy | None = None, memory: He
     Raises:
         StoreUnavailableError: the store cannot be read. What is wrong *in* it is reported, not raised.
     """
+    seen = None if memory is None else _remembered(objects, memory)
     # Keys come in ascending order: commits before the manifests and payloads that they name, which existed earlier.
     listed = {info.key: info for info in objects.list("")}
     problems: list[Problem] = []
     state = LogCheck(objects, listed, trust.require if trust else accept_all, problems).run()
     orphans = check_blobs(objects, listed, state, problems)
-    if memory is not None and state is not None:
+    if memory is not None and seen is not None and state is not None:
         try:
-            memory.check(objects.url, state, lambda number: read_commit(objects, number).digest)
+            memory.check(objects.url, state, seen, lambda number: read_commit(objects, number).digest)
         except UntrustedError as error:
             problems.append(Problem(COMMITS, str(error)))
     return Verification(
@@ -71,6 +73,15 @@ def verify(objects: ObjectStore, *, trust: TrustPolicy | None = None, memory: He
         orphans=tuple(orphans),
         unknown=tuple(info for info in listed.values() if not _is_known(info.key)),
     )
+
+
+def _remembered(objects: ObjectStore, memory: HeadMemory) -> Seen | None:
+    """`None` if the store does not say which it is, which the log's own check reports."""
+    try:
+        header = read_header(objects)
+    except (CorruptError, NotFoundError):
+        return None
+    return memory.look(objects.url, header.id)
 
 
 def quarantine(objects: ObjectStore, found: Verification, *, new_id: Callable[[], str] = random_id) -> list[str]:

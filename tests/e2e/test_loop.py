@@ -4,10 +4,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -34,6 +35,7 @@ deployments:
         tasks: ["{{{{ $PROMPTSTORE_TASKS }}}}"]
         overrides: {overrides}
         approval: {approval}
+        gate: {gate}
     schedules:
       - interval: 60
     work_pool: &pool
@@ -59,11 +61,12 @@ class Loop:
     s3: FaultProxy
     mlflow: FaultProxy
 
-    def deploy(self, *, approval: str, steps: int = 48) -> None:
+    def deploy(self, *, approval: str, steps: int = 48, gate: Mapping[str, float] = MappingProxyType({})) -> None:
         file = self.tasks.folder.with_name("deployment.yaml")
         overrides = json.dumps({**QUICK, "steps": steps, "evaluate_every": steps // 3})
         proxies = {"s3": self.s3.endpoint, "mlflow": self.mlflow.endpoint}
-        file.write_text(DEPLOYMENT.format(overrides=overrides, approval=approval, **proxies))
+        asked = {"overrides": overrides, "approval": approval, "gate": json.dumps(dict(gate))}
+        file.write_text(DEPLOYMENT.format(**asked, **proxies))
         self.rig.shell(f"python -m flows deploy --file {file} --tasks {self.tasks.folder}")
 
     def store(self) -> PromptStore:
@@ -243,7 +246,7 @@ def begin_a_long_fit(loop: Loop) -> int:
     loop.tasks.task_file("mood", seed=100 + before)
     jobs = loop.rig.place.data("state") / "jobs"
     known = set(jobs.glob("*"))
-    loop.deploy(approval="automatic", steps=LONG_FIT)
+    loop.deploy(approval="automatic", steps=LONG_FIT, gate={"max_drop": 1, "alpha": 1e-9})  # the data are luck
     until("a fit is under way", lambda: any((job / "checkpoint").exists() for job in set(jobs.glob("*")) - known))
     return before
 

@@ -2,6 +2,7 @@
 
 import base64
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from promptstore.core.commit import Commit, Signature
 from promptstore.errors import CorruptError, InvalidInputError, NotFoundError, PromptStoreError, UntrustedError
 from promptstore.objects.memory import MemoryObjectStore
+from promptstore.store import ledger
 from promptstore.store.checkpoints import encode_checkpoint
+from promptstore.store.following import follow
 from promptstore.store.layout import checkpoint_key, commit_key
 from promptstore.store.ledger import Ledger
 from promptstore.store.memory import HeadMemory
@@ -209,6 +212,22 @@ class TestMemory:
             assert reader(objects, memory=memory).state.number == seed + 1
         publish(store(objects), 9)
         assert reader(objects, memory=memory).state.number == 4
+
+    def test_what_others_see_while_the_log_is_read_is_not_held_against_it(
+        self, objects: MemoryObjectStore, memory: HeadMemory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        prompts = store(objects, memory=memory)
+        publish(prompts)
+        overtaken_by = [1]
+
+        def followed(*given: Any) -> Iterator[Any]:
+            yield from follow(*given)
+            if overtaken_by:
+                publish(prompts, overtaken_by.pop())
+
+        monkeypatch.setattr(ledger, "follow", followed)
+        assert reader(objects, memory=memory).state.number == 1
+        assert reader(objects, memory=memory).state.number == 2
 
     def test_a_rolled_back_store_is_refused(self, objects: MemoryObjectStore, memory: HeadMemory) -> None:
         prompts = store(objects, memory=memory)
