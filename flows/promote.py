@@ -117,7 +117,13 @@ def confirm(outcome: "GateOutcome") -> "Confirmation":
 
     settings = load_settings(cache_bytes=0)
     store = open_prompt_store(settings, create=False)
-    found = confirm_promotion(store, outcome, servers=settings.confirm_servers, timeout_s=settings.confirm_timeout_s)
+    found = confirm_promotion(
+        store,
+        outcome,
+        servers=settings.confirm_servers,
+        timeout_s=settings.confirm_timeout_s,
+        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+    )
     get_run_logger().info("%s: %s", found.state, found.explanation)
     return found
 

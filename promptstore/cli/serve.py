@@ -32,12 +32,25 @@ def serve(
     queued: Annotated[
         int, typer.Option("--max-queued", min=1, help="Inputs that may wait; 429 beyond.", rich_help_panel=LIMITS)
     ] = 512,
+    queue_timeout_s: Annotated[
+        float,
+        typer.Option("--queue-timeout", min=0.1, help="Seconds to wait; 429 beyond.", rich_help_panel=LIMITS),
+    ] = 30.0,
+    batch_rows: Annotated[
+        int, typer.Option("--max-batch", min=1, help="Inputs in one batch.", rich_help_panel=LIMITS)
+    ] = 32,
+    running: Annotated[
+        int, typer.Option("--max-running", min=1, help="Answers generated side by side.", rich_help_panel=LIMITS)
+    ] = 32,
     per_minute: Annotated[
         int | None,
         typer.Option("--max-per-minute", min=1, help="Requests by address without a key.", rich_help_panel=LIMITS),
     ] = None,
     body_bytes: Annotated[int, typer.Option("--max-body-bytes", min=1, help="413 beyond.", rich_help_panel=LIMITS)] = 1
     << 20,
+    connections: Annotated[
+        int, typer.Option("--max-connections", min=1, help="Closed beyond.", rich_help_panel=LIMITS)
+    ] = 1000,
     texts: Annotated[
         int, typer.Option("--max-texts", min=1, help="Inputs times tasks of one request.", rich_help_panel=LIMITS)
     ] = 256,
@@ -54,11 +67,20 @@ def serve(
     engine: Annotated[Literal["own", "vllm"], typer.Option(help="What runs the model.")] = "own",
     vllm_url: Annotated[str, typer.Option(help="Where vLLM listens, with --engine vllm.", metavar="URL")] = "",
     vllm_model: Annotated[str, typer.Option(help="vLLM's id of the model, if its name does not say so.")] = "",
+    vllm_timeout_s: Annotated[
+        float, typer.Option("--vllm-timeout", min=0.1, help="Seconds that vLLM may be silent.")
+    ] = 60.0,
+    sent: Annotated[int, typer.Option("--vllm-max-sent", min=1, help="Inputs at vLLM at one time.")] = 64,
+    may_abort: Annotated[
+        bool, typer.Option("--abort-rollouts/--keep-rollouts", help="Abort in the store what breaks its bounds here.")
+    ] = True,
     as_json: AlwaysJsonOption = False,  # noqa: ARG001 - as in every command
 ) -> None:
     """Serve every prompt of a store over HTTP, following promotions live. Its page is at /."""
     from promptstore.runtime.bank import Budgets
+    from promptstore.runtime.queue import BatchLimits
     from promptstore.runtime.scheduler import SchedulerLimits
+    from promptstore.runtime.vllm.answerer import VllmLimits
     from promptstore.serving.middleware import BodyLimits
     from promptstore.serving.options import ServerOptions
     from promptstore.serving.server import run
@@ -76,14 +98,19 @@ def serve(
         anonymous_per_minute=per_minute,
         drain_s=drain_s,
         drain_delay_s=drain_delay_s,
+        may_abort_rollouts=may_abort,
         spill_bytes=spill_mib << 20,
         budgets=Budgets(device_mib << 20, host_mib << 20),
-        scheduler=SchedulerLimits(queued=queued),
+        scheduler=SchedulerLimits(
+            BatchLimits(rows=batch_rows), queued=queued, running=running, queue_timeout_s=queue_timeout_s
+        ),
         service=ServiceLimits(texts=texts, new_tokens=new_tokens),
-        body=BodyLimits(body_bytes),
+        body=BodyLimits(body_bytes, connections=connections),
         engine=engine,
         vllm_url=vllm_url,
         vllm_model=vllm_model,
+        vllm_timeout_s=vllm_timeout_s,
+        vllm=VllmLimits(queued, sent, queue_timeout_s),
     )
     try:
         run(load_settings(store=store, model=model), options)

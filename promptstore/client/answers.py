@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 from urllib.parse import quote
 
-from promptstore.errors import CorruptError, NotServingError
+from promptstore.errors import CorruptError, NotServingError, RefusedError
 
 Input = str | Mapping[str, str]
 _EVENT = "data: "
@@ -39,7 +39,10 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One text and the version that wrote it. reason: `stop`, or `length` if max_tokens cut it."""
+    """One text and the version that wrote it. reason: `stop`, or `length` if max_tokens cut it.
+
+    is_truncated: the input was too long for the task, and lost its end.
+    """
 
     text: str
     reason: str
@@ -47,6 +50,7 @@ class Completion:
     version: int
     digest: str
     alias: str | None
+    is_truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,19 @@ def classifications(body: Any) -> list[Classification]:
 
 def completion(body: Any) -> Completion:
     choice, version = body["choices"][0], body["promptstore"]
-    return Completion(choice["text"], choice["finish_reason"], **version)
+    named = {name: version[name] for name in ("task", "version", "digest", "alias", "is_truncated")}
+    return Completion(choice["text"], choice["finish_reason"], **named)
+
+
+def full_state(body: Any) -> dict[str, Any]:
+    """What `/readyz` tells.
+
+    Raises:
+        RefusedError: the server tells strangers no more than that it is ready.
+    """
+    if "store" not in body:
+        raise RefusedError("the server tells its state only to callers with one of its keys; give api_key")
+    return dict(body)
 
 
 def piece_of(line: str) -> str | None:

@@ -1,7 +1,8 @@
 """When to ask again, and which error it is when that did not help. No I/O and no sleeping."""
 
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import httpx
@@ -44,11 +45,16 @@ _BY_STATUS: dict[int, type[PromptStoreError]] = {
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often to ask a server that is busy, restarting or gone. Waits double from `first_wait_s`, with jitter."""
+    """How often to ask a server that is busy, restarting or gone. Waits double from `first_wait_s`, with jitter.
+
+    longest_wait_s: between two attempts, whatever the server asks for. deadline_s: after the first attempt's start, no
+    other one starts later.
+    """
 
     attempts: int = 5
     first_wait_s: float = 0.2
     longest_wait_s: float = 10.0
+    deadline_s: float = 60.0
 
     def waits(self) -> Iterator[float]:
         """Seconds before the second attempt, the third, and so on."""
@@ -63,36 +69,47 @@ DEFAULT_RETRIES = Retries()
 
 
 class Attempts:
-    """One request's attempts: after each that failed, how long to wait before the next."""
+    """One request's attempts: after each that failed, how long to wait before the next. clock: monotonic seconds."""
 
-    def __init__(self, retries: Retries) -> None:
+    def __init__(self, retries: Retries, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._retries = retries
         self._waits = retries.waits()
+        self._clock = clock
+        self._deadline = clock() + retries.deadline_s
 
     def wait_after_answer(self, answer: httpx.Response) -> float:
-        """Seconds to wait after an answer that is no success, at least what the server asks for.
+        """Seconds to wait after an answer that is no success: what the server asks for, within bounds.
 
         Raises:
-            a subclass of PromptStoreError: asking again does not help, or the attempts are used up.
+            a subclass of PromptStoreError: asking again does not help, or the attempts or the time are used up.
         """
-        wait = next(self._waits, None) if answer.status_code in _PASSING else None
+        asked = answer.headers.get("retry-after", "")
+        wait = self._next(float(asked) if asked.isdecimal() else 0.0) if answer.status_code in _PASSING else None
         if wait is None:
             raise error_of(answer)
-        asked = answer.headers.get("retry-after", "")
-        return max(wait, float(asked)) if asked.isdigit() else wait
+        return wait
 
     def wait_after_failure(self, error: httpx.TransportError, url: httpx.URL) -> float:
         """Seconds to wait after no answer at all.
 
         Raises:
-            NotServingError: the attempts are used up.
+            NotServingError: the attempts or the time are used up.
         """
-        wait = next(self._waits, None)
+        wait = self._next()
         if wait is None:
             what = str(error) or type(error).__name__
             raise NotServingError(
                 f"no answer from {url}: {what}; start `promptstore serve` or name another server"
             ) from error
         return wait
+
+    def _next(self, at_least_s: float = 0.0) -> float | None:
+        """The next wait; `None` if no attempt may follow."""
+        wait = next(self._waits, None)
+        if wait is None:
+            return None
+        wait = min(max(wait, at_least_s), self._retries.longest_wait_s)
+        return wait if self._clock() + wait <= self._deadline else None
 
 
 def error_of(answer: httpx.Response) -> PromptStoreError:

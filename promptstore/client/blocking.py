@@ -20,6 +20,7 @@ from promptstore.client.answers import (
     classify_request,
     complete_request,
     completion,
+    full_state,
     model_request,
     piece_of,
 )
@@ -97,7 +98,7 @@ class Client:
 
     def state(self) -> dict[str, Any]:
         """What the server that answers knows of the store, and what it refuses to serve: its `/readyz`."""
-        return dict(self._send(STATE).json())
+        return full_state(self._send(STATE).json())
 
     def trials(self) -> list[dict[str, Any]]:
         """Versions on trial, and how they do at the server that answers."""

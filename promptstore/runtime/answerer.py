@@ -38,6 +38,9 @@ class Answerer(Protocol):
             NotServingError: it is draining, or `problem` is not `None`.
         """
 
+    def check(self, count: int) -> None:
+        """Raises what `submit` would, if `count` jobs came now."""
+
     def call(self, work: Callable[[], Result]) -> Future[Result]:
         """Runs `work` on the thread that prepares prompts."""
 

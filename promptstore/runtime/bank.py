@@ -119,6 +119,16 @@ class PromptBank(Generic[Source]):
         entry.source.set_result(source)
         return source
 
+    def hold_loaded(self, digest: str) -> Source | None:
+        """As `hold`, where nothing must be waited for; `None`, and nothing is held, where something must."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is None or not entry.source.done():
+                return None
+            self._free.pop(digest, None)
+            entry.holds += 1
+        return entry.source.result()
+
     def release(self, digest: str, *, pin: bool = False) -> None:
         """Ends one `hold`."""
         with self._lock:
@@ -144,8 +154,7 @@ class PromptBank(Generic[Source]):
             return found, "device"
         found, tier = self._fetch(digest, entry)
         self.counts[tier] += 1
-        with self._lock:
-            self._place(entry, device=found, host=None)
+        self._place_if_known(digest, entry, device=found)
         self._make_room(digest)
         return found, tier
 
@@ -195,20 +204,27 @@ class PromptBank(Generic[Source]):
             if self._device_bytes <= self._budgets.device_bytes:
                 break
             if (leaving := entry.device) is not None:
-                self._place_if_known(digest, entry, leaving.to(torch.device("cpu")))
+                self._place_if_known(digest, entry, host=leaving.to(torch.device("cpu")))
         for digest, entry in entries:
             if self._host_bytes <= self._budgets.host_bytes:
                 break
             if (leaving := entry.host) is not None:
                 if self._spill is not None:
                     self._spill.put(digest, leaving)
-                self._place_if_known(digest, entry, None)
+                self._place_if_known(digest, entry)
 
-    def _place_if_known(self, digest: str, entry: _Entry[Source], host: PreparedPrompt | None) -> None:
-        """Off the device, and into host memory or nowhere; unless the entry has been forgotten meanwhile."""
+    def _place_if_known(
+        self,
+        digest: str,
+        entry: _Entry[Source],
+        *,
+        device: PreparedPrompt | None = None,
+        host: PreparedPrompt | None = None,
+    ) -> None:
+        """On the device, into host memory or nowhere; unless the entry has been forgotten meanwhile."""
         with self._lock:
             if self._entries.get(digest) is entry:
-                self._place(entry, device=None, host=host)
+                self._place(entry, device=device, host=host)
 
     def _place(self, entry: _Entry[Source], *, device: PreparedPrompt | None, host: PreparedPrompt | None) -> None:
         self._device_bytes += _bytes(device) - _bytes(entry.device)

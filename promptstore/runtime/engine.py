@@ -1,5 +1,6 @@
 """Answers batches that mix tasks, versions, lengths and sampling; one thread owns it."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from promptstore.runtime.memory import divide_and_retry, free_memory, is_out_of_
 from promptstore.runtime.row import Decoding, PreparedPrompt, Row
 from promptstore.runtime.sampling import ChosenToken, Sampler
 from promptstore.runtime.text_stream import TextStream
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -138,17 +141,25 @@ class Engine:
         return [sequence.sampler.choose(row) if is_finite else None for sequence, row, is_finite in rows]
 
     def _append(self, sequences: Sequence[_Sequence], tokens: Sequence[ChosenToken | None]) -> None:
+        """Gives every sequence its token or ends it, so that none loses step with its row in the cache."""
         for sequence, token in zip(sequences, tokens, strict=True):
-            deliver = sequence.job.deliver
-            if token is None or token.token_id in self._end_ids:
+            try:
+                self._extend(sequence, token)
+            except Exception as error:  # noqa: BLE001 - the boundary between one answer and the others
                 sequence.is_done = True
-                deliver(Failed(not_finite()) if token is None else Finished(sequence.text.finish(), "stop"))
-                continue
-            sequence.token_ids.append(token.token_id)
-            deliver(Generated(token, sequence.text.push(token.token_id)))
-            sequence.is_done = sequence.text.is_stopped or len(sequence.token_ids) == sequence.job.sampling.max_tokens
-            if sequence.is_done:
-                deliver(Finished(sequence.text.finish(), "stop" if sequence.text.is_stopped else "length"))
+                self._fail([sequence], error)
+
+    def _extend(self, sequence: _Sequence, token: ChosenToken | None) -> None:
+        deliver = sequence.job.deliver
+        if token is None or token.token_id in self._end_ids:
+            sequence.is_done = True
+            deliver(Failed(not_finite()) if token is None else Finished(sequence.text.finish(), "stop"))
+            return
+        sequence.token_ids.append(token.token_id)
+        deliver(Generated(token, sequence.text.push(token.token_id)))
+        sequence.is_done = sequence.text.is_stopped or len(sequence.token_ids) == sequence.job.sampling.max_tokens
+        if sequence.is_done:
+            deliver(Finished(sequence.text.finish(), "stop" if sequence.text.is_stopped else "length"))
 
     def _retire(self) -> None:
         kept = [row for row, each in enumerate(self._sequences) if not each.is_done and not each.job.is_cancelled]
@@ -201,7 +212,10 @@ class Engine:
     @staticmethod
     def _fail(sequences: Sequence[_Sequence], error: Exception) -> None:
         for sequence in sequences:
-            sequence.job.deliver(Failed(error))
+            try:
+                sequence.job.deliver(Failed(error))
+            except Exception:
+                logger.exception("an answer that failed could not be told so")
 
     @staticmethod
     def _note_batch(jobs: Sequence[Job], rows: int) -> None:

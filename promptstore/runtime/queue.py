@@ -46,25 +46,25 @@ class JobQueue(Generic[AnyJob]):
         expired = []
         while self._waiting and self._waiting[0].since < before:
             expired.append(self._waiting.popleft().job)
-        return expired
+        return [job for job in expired if not job.is_cancelled]
+
+    def drop_cancelled(self) -> None:
+        """Forgets the jobs that nobody waits for; looks at every job."""
+        self._waiting = deque(each for each in self._waiting if not each.job.is_cancelled)
 
     def take_batch(self, limits: BatchLimits, now: float = 0.0) -> Sequence[AnyJob]:
         """Removes a batch: the oldest job, so that none starves, and those nearest to it in length, to pad little.
 
         now: by the clock of `add`; the jobs are told how long they waited.
         """
-        while self._waiting and self._waiting[0].job.is_cancelled:
-            self._waiting.popleft()
-        if not self._waiting or limits.rows < 1:
+        window = self._take_window(WINDOW_BATCHES * limits.rows)
+        if not window:
             return ()
-        window = [self._waiting.popleft() for _ in range(min(len(self._waiting), WINDOW_BATCHES * limits.rows))]
         length = len(window[0].job.input_ids)
         by_distance = sorted(range(len(window)), key=lambda at: abs(len(window[at].job.input_ids) - length))
         taken: set[int] = set()
         longest = 0
         for at in by_distance:
-            if window[at].job.is_cancelled:
-                continue
             longest = max(longest, len(window[at].job.input_ids))
             if taken and (len(taken) == limits.rows or longest * (len(taken) + 1) > limits.tokens):
                 break
@@ -74,6 +74,15 @@ class JobQueue(Generic[AnyJob]):
         for at in taken:
             window[at].job.waited_s = max(0.0, now - window[at].since)
         return [window[at].job for at in sorted(taken)]
+
+    def _take_window(self, size: int) -> list[Waiting[AnyJob]]:
+        """Removes the oldest `size` jobs that somebody waits for, and the others on the way."""
+        window: list[Waiting[AnyJob]] = []
+        while self._waiting and len(window) < size:
+            oldest = self._waiting.popleft()
+            if not oldest.job.is_cancelled:
+                window.append(oldest)
+        return window
 
     def take_all(self) -> list[AnyJob]:
         jobs = [waiting.job for waiting in self._waiting]

@@ -98,13 +98,7 @@ class Scheduler:
             NotServingError: the scheduler is draining.
         """
         with self._changed:
-            if not self._is_accepting:
-                raise NotServingError("this server is shutting down; repeat the request, another one will answer")
-            if self.queued + len(jobs) > self._limits.queued:
-                raise OverloadedError(
-                    f"{self.queued} inputs wait already and at most {self._limits.queued} may; "
-                    f"repeat the request with its {len(jobs)} inputs in a moment"
-                )
+            self._require_room(len(jobs))
             now = self._clock()
             for job in jobs:
                 if isinstance(job, ScoreJob):
@@ -112,6 +106,23 @@ class Scheduler:
                 else:
                     self._starts.add(job, now)
             self._changed.notify_all()
+
+    def check(self, count: int) -> None:
+        """Raises what `submit` would, if `count` jobs came now."""
+        with self._changed:
+            self._require_room(count)
+
+    def _require_room(self, count: int) -> None:
+        if not self._is_accepting:
+            raise NotServingError("this server is shutting down; repeat the request, another one will answer")
+        if self.queued + count > self._limits.queued:
+            self._scores.drop_cancelled()
+            self._starts.drop_cancelled()
+        if self.queued + count > self._limits.queued:
+            raise OverloadedError(
+                f"{self.queued} inputs wait already and at most {self._limits.queued} may; "
+                f"repeat the request in a moment, {count} more are too many now"
+            )
 
     def call(self, work: Callable[[], Result]) -> Future[Result]:
         """Runs `work` on the engine's thread, between batches: to prepare a prompt, say."""

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections import OrderedDict
+from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from promptstore.core.ensemble import COMBINATIONS, Ensemble
 from promptstore.lm.frozen import FrozenModel
-from promptstore.runtime.row import PreparedPrompt
+from promptstore.runtime.row import Preparation, PreparedPrompt
 from promptstore.store.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -34,11 +35,12 @@ class DiskSpill:
     A file's name holds the SHA-256 of its bytes, so a damaged one is noticed and computed again, never used. Servers of
     one machine may share the folder. A disk that is full or gone costs time, never an answer: what it does not keep is
     computed again. `put` and `get` are for one thread and block for local disk.
+    decoding: what prepares the prompts; each way has tensors of its own.
     """
 
-    def __init__(self, folder: Path, model: FrozenModel, *, budget_bytes: int) -> None:
+    def __init__(self, folder: Path, model: FrozenModel, decoding: Preparation, *, budget_bytes: int) -> None:
         self._folder = folder
-        self._model_key = _model_key(model)
+        self._model_key = _model_key(model, decoding)
         self._device = model.device
         self._budget_bytes = budget_bytes
         self._files: OrderedDict[str, tuple[Path, int]] | None = None
@@ -134,7 +136,8 @@ class DiskSpill:
                     path.unlink()
 
 
-def _model_key(model: FrozenModel) -> str:
+def _model_key(model: FrozenModel, decoding: Preparation) -> str:
     """What must be equal for tensors of one process to be those of another: model, dtype and the code that ran it."""
-    parts = (*model.fingerprint.identity, str(model.dtype), torch.__version__, transformers.__version__)
+    code = (installed_version("promptstore"), type(decoding).__name__, torch.__version__, transformers.__version__)
+    parts = (*model.fingerprint.identity, str(model.dtype), *code)
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]

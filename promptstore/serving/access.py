@@ -57,7 +57,7 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 
 class Access:
-    """Decides for each request. keys: empty lets everybody in, with every scope.
+    """Decides for each request, on one event loop. keys: empty lets everybody in, with every scope.
 
     anonymous_per_minute: bound per client address where there are no keys. clock: monotonic seconds.
     """
@@ -74,10 +74,6 @@ class Access:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    @property
-    def needs_key(self) -> bool:
-        return bool(self._keys)
-
     def admit(self, authorization: str | None, client: str, scope: Scope) -> ApiKey:
         """The caller's key.
 
@@ -85,6 +81,10 @@ class Access:
             RequestRefusedError: 401 without a known key, 403 without the scope, 429 too often.
         """
         key = self._identify(authorization)
+        if key is None:
+            raise RequestRefusedError(
+                401, "invalid_api_key", "send `Authorization: Bearer <key>` with a key known here"
+            )
         if scope not in key.scopes:
             raise RequestRefusedError(403, "missing_scope", f"key {key.name!r} lacks the scope {scope!r}")
         per_minute = key.requests_per_minute if self._keys else self._anonymous_per_minute
@@ -93,16 +93,15 @@ class Access:
             raise RequestRefusedError(429, "rate_limited", f"more than {per_minute} requests in a minute; slow down")
         return key
 
-    def _identify(self, authorization: str | None) -> ApiKey:
+    def knows(self, authorization: str | None) -> bool:
+        """Whether `admit` would let the caller in for something."""
+        return self._identify(authorization) is not None
+
+    def _identify(self, authorization: str | None) -> ApiKey | None:
         if not self._keys:
             return ANONYMOUS
         kind, _, value = (authorization or "").partition(" ")
-        key = self._keys.get(digest_key(value.strip())) if kind.lower() == "bearer" else None
-        if key is None:
-            raise RequestRefusedError(
-                401, "invalid_api_key", "send `Authorization: Bearer <key>` with a key known here"
-            )
-        return key
+        return self._keys.get(digest_key(value.strip())) if kind.lower() == "bearer" else None
 
     def _take_token(self, caller: str, per_minute: int) -> bool:
         """A bucket that holds a minute's worth of requests and refills evenly."""

@@ -21,6 +21,7 @@ def create_app(context: ServerContext, *, limits: BodyLimits | None = None) -> F
         title="promptstore",
         version=installed_version("promptstore"),
         description=_DESCRIPTION,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )

@@ -1,4 +1,4 @@
-"""Connections that do not send a request in time are closed: uvicorn bounds neither silence nor slow headers."""
+"""Connections are bounded in number, and in how long they may send or take nothing: uvicorn bounds none of that."""
 
 import asyncio
 from typing import Any
@@ -9,12 +9,26 @@ _Protocol: Any = AutoHTTPProtocol
 
 
 class _PatientProtocol(_Protocol):  # type: ignore[misc]
-    headers_within_s = 30.0
+    patience_s = 30.0
+    most = 1000
     _closing: asyncio.TimerHandle | None = None
+    _aborting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._watch()
+        if len(self.connections) > self.most:
+            transport.abort()
+        else:
+            self._watch()
+
+    def pause_writing(self) -> None:
+        """The client reads slower than the answer is written."""
+        super().pause_writing()
+        self._aborting = self.loop.call_later(self.patience_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._go_on()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -22,6 +36,7 @@ class _PatientProtocol(_Protocol):  # type: ignore[misc]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        self._go_on()
         super().connection_lost(exc)
 
     @property
@@ -33,7 +48,7 @@ class _PatientProtocol(_Protocol):  # type: ignore[misc]
         if not self._is_awaiting_request:
             self._stop()
         elif self._closing is None:
-            self._closing = self.loop.call_later(self.headers_within_s, self._give_up)
+            self._closing = self.loop.call_later(self.patience_s, self._give_up)
 
     def _give_up(self) -> None:
         self._closing = None
@@ -45,7 +60,16 @@ class _PatientProtocol(_Protocol):  # type: ignore[misc]
             self._closing.cancel()
             self._closing = None
 
+    def _go_on(self) -> None:
+        if self._aborting is not None:
+            self._aborting.cancel()
+            self._aborting = None
 
-def patient_protocol(headers_within_s: float) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which closes a connection whose headers take longer than this to arrive."""
-    return type("PatientProtocol", (_PatientProtocol,), {"headers_within_s": headers_within_s})
+
+def patient_protocol(patience_s: float, *, most: int = 1000) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, with its connections bounded.
+
+    patience_s: how long a request's headers may take to arrive, and a client to take what was written for it.
+    most: connections at one time; further ones are closed at once.
+    """
+    return type("PatientProtocol", (_PatientProtocol,), {"patience_s": patience_s, "most": most})

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
 
 from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
@@ -15,6 +16,8 @@ from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.service import Service
 
 CALLER_HEADER = "x-promptstore-caller"
+# Only says in the interface's description how a key is sent; `Access` reads it.
+_BEARER = Security(HTTPBearer(auto_error=False, description="An API key, where keys are in use."))
 
 
 @dataclass(slots=True)
@@ -50,26 +53,35 @@ class ServerContext:
         return self.follower.staleness_s > self.staleness_bound_s
 
 
-def get_context(request: Request) -> ServerContext:
+# A dependency that is no coroutine runs on a thread: slower, and two requests at once in what is for one loop.
+async def get_context(request: Request) -> ServerContext:
     context: ServerContext = request.app.state.context
     return context
+
+
+Context = Annotated[ServerContext, Depends(get_context)]
 
 
 def allow(scope: Scope) -> Any:
     """A dependency that lets only callers with `scope` through."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request, context: Context, _: Any = _BEARER) -> None:
         client = request.client.host if request.client else ""
-        key = get_context(request).access.admit(request.headers.get("authorization"), client, scope)
+        key = context.access.admit(request.headers.get("authorization"), client, scope)
         request.state.key_name = key.name
 
     return Depends(check)
 
 
-def get_caller(request: Request) -> str:
+async def is_known(request: Request, context: Context) -> bool:
+    """Whether the caller may see what is not for strangers: it has a key, or nobody needs one here."""
+    return context.access.knows(request.headers.get("authorization"))
+
+
+async def get_caller(request: Request) -> str:
     """Whose requests stay with one version of a rollout: what the header says, or nobody in particular."""
     return request.headers.get(CALLER_HEADER, "")
 
 
 Caller = Annotated[str, Depends(get_caller)]
-Context = Annotated[ServerContext, Depends(get_context)]
+IsKnown = Annotated[bool, Depends(is_known)]

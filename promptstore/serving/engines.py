@@ -49,8 +49,9 @@ def own_engine(model: FrozenModel, options: ServerOptions, *, spill_folder: Path
     """Answers with `model`, in batches of any mix."""
     decoding, reason = choose_decoding(model)
     logger.info("%s: %s", model.fingerprint.architecture, reason)
-    has_spill = spill_folder is not None and options.spill_bytes > 0
-    spill = DiskSpill(spill_folder, model, budget_bytes=options.spill_bytes) if has_spill and spill_folder else None
+    spill = None
+    if spill_folder is not None and options.spill_bytes > 0:
+        spill = DiskSpill(spill_folder, model, decoding, budget_bytes=options.spill_bytes)
     bank: PromptBank[LoadedPrompt] = PromptBank(model, decoding, budgets=options.budgets, spill=spill)
     return ServedEngine(model, bank, Scheduler(Engine(model, bank, decoding), options.scheduler), reason)
 

@@ -52,9 +52,14 @@ class RequestRefusedError(Exception):
 
 
 def error_body(status: int, code: str, message: str, *, kind: str | None = None, param: str | None = None) -> Any:
-    """The JSON body of an error."""
+    """The JSON body of an error. message, param: may quote what was sent, characters that UTF-8 lacks included."""
     default = _SERVER if status >= 500 else _BAD_REQUEST
-    return {"error": {"message": message, "type": kind or _TYPES.get(status, default), "param": param, "code": code}}
+    said = {"message": _writable(message), "type": kind or _TYPES.get(status, default)}
+    return {"error": {**said, "param": None if param is None else _writable(param), "code": code}}
+
+
+def _writable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def error_response(status: int, body: Any) -> JSONResponse:

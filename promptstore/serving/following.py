@@ -16,23 +16,22 @@ from promptstore.core.state import PromptVersion, StoreState
 from promptstore.errors import (
     CorruptError,
     IncompatibleModelError,
-    InvalidInputError,
     NotFoundError,
     PromptStoreError,
     StoreUnavailableError,
     UntrustedError,
 )
 from promptstore.runtime.bank import PromptBank
+from promptstore.serving.arrivals import TRIAL, Arrivals
 from promptstore.serving.loaded import LoadedPrompt
-from promptstore.serving.table import AliasKey, AliasTable, Refusal, Target
+from promptstore.serving.table import AliasKey, AliasTable, Awaited, Refusal, Target
 from promptstore.serving.trials import Trial
 from promptstore.store.prompt_store import PulledPrompt
 from promptstore.store.rollout import Rollout, active_rollouts
 
 logger = logging.getLogger(__name__)
-PULLS_AT_ONCE = 8
-# Behind an alias's name: what is on trial for it. No alias can be named so.
-TRIAL = "/trial"
+# What is ready by then switches together; the rest, when it is ready.
+READY_WITHIN_S = 2.0
 
 
 class FollowedStore(Protocol):
@@ -61,6 +60,8 @@ class Follower:
 
     load: makes a pulled version ready for the model that is served.
     prepare: puts a held prompt on the device; the returned future says when.
+    ready_within_s: how long a switch waits for all that it is to switch; what is not ready then follows by itself.
+    insist: told at each look of every trial that the store has going on; see `TrialJudge`.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class Follower:
         fingerprint: BaseModelFingerprint,
         load: Callable[[PulledPrompt], LoadedPrompt],
         prepare: Callable[[str], Future[object]],
+        insist: Callable[[Trial], object],
         tasks: frozenset[str] = frozenset(),
         poll_s: float = 1.0,
+        ready_within_s: float = READY_WITHIN_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -80,12 +83,15 @@ class Follower:
         self._fingerprint = fingerprint
         self._load = load
         self._prepare = prepare
+        self._insist = insist
         self._tasks = tasks
         self._poll_s = poll_s
+        self._ready_within_s = ready_within_s
         self._clock = clock
         self._polling = Lock()
         self._stopped = Event()
         self._thread = Thread(target=self._follow, name="follower", daemon=True)
+        self._arrivals = Arrivals(bank, self.pull, prepare, clock)
         self._prefetching = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._held: dict[AliasKey, Target] = {}
         self.table = AliasTable(store.state)
@@ -98,8 +104,7 @@ class Follower:
 
     def alias_staleness_s(self, key: AliasKey) -> float:
         """Seconds since the version that an alias is served at was seen to be the one that the store says."""
-        refusal = self.table.refused.get(key)
-        return self.staleness_s if refusal is None else max(self.staleness_s, self._clock() - refusal.since)
+        return max(self.staleness_s, self._clock() - self._since(key))
 
     def start(self) -> None:
         """Serves what the store held when it was opened, then follows it. Blocks until the aliases are loaded."""
@@ -111,6 +116,7 @@ class Follower:
         if self._thread.is_alive():
             self._thread.join()
         self._prefetching.shutdown(wait=True, cancel_futures=True)
+        self._arrivals.close()
 
     def poll(self) -> None:
         """Looks at the store once and switches what moved. Never raises for the store: see `status`."""
@@ -126,6 +132,8 @@ class Follower:
             self.status = FollowStatus(self._clock())
             if state is not self.table.state or self._has_unfinished:
                 self._switch(state)
+            for trial, _ in self.table.trials.values():
+                self._insist(trial)
 
     def pull(self, ref: PromptRef, version: PromptVersion) -> LoadedPrompt:
         """A version from the store, ready for the model; blocks.
@@ -139,7 +147,8 @@ class Follower:
 
     @property
     def _has_unfinished(self) -> bool:
-        return any(refusal.is_passing for refusal in self.table.refused.values())
+        table = self.table
+        return bool(table.awaited) or any(each.retry_at <= self._clock() for each in table.refused.values())
 
     def _follow(self) -> None:
         while not self._stopped.wait(self._poll_s):
@@ -154,33 +163,32 @@ class Follower:
         self.status = FollowStatus(self.status.seen_at, error)
 
     def _switch(self, state: StoreState, *, is_first: bool = False) -> None:
-        """Makes ready every version that an alias newly points at, then replaces the table in one assignment."""
+        """Makes ready what aliases newly point at, and replaces the table in one assignment; what takes long, later."""
         old, held = self.table, self._held
         rollouts = {(task, alias + TRIAL): found for (task, alias), found in active_rollouts(state).items()}
         wanted = dict(self._wanted(state, rollouts))
-        moved = [key for key, version in wanted.items() if not self._is_settled(key, version)]
-        with ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="pull") as pool:
-            made = dict(zip(moved, pool.map(lambda key: self._make(key, wanted[key]), moved), strict=True))
-        ready = [
-            (key, each, self._prepare(each.prompt.digest)) for key, each in made.items() if isinstance(each, Target)
-        ]
-        if not is_first:
-            made |= {key: self._prepared(target, future) for key, target, future in ready}
+        moved = {key: version for key, version in wanted.items() if not self._is_settled(key, version)}
+        made = self._arrivals.collect(moved, within_s=self._ready_within_s, is_first=is_first)
         self._held = {key: target for key, target in held.items() if key in wanted} | {
             key: target for key, target in made.items() if isinstance(target, Target)
         }
-        refused = {key: refusal for key, refusal in old.refused.items() if key in wanted and key not in made} | {
-            key: replace(refusal, since=old.refused[key].since if key in old.refused else self._clock())
+        refused = {
+            key: refusal
+            for key, refusal in old.refused.items()
+            if key not in made and key in wanted and refusal.version.digest == wanted[key].digest
+        } | {
+            key: replace(refusal, is_foreign=_is_foreign(refusal, held.get(key)), since=self._since(key))
             for key, refusal in made.items()
             if isinstance(refusal, Refusal)
         }
+        awaited = {key: Awaited(version, self._since(key)) for key, version in moved.items() if key not in made}
         targets = {key: target for key, target in self._held.items() if key not in rollouts}
-        self.table = AliasTable(state, targets, refused, self._trials(rollouts))
+        self.table = AliasTable(state, targets, refused, awaited, self._trials(rollouts))
         for key, target in held.items():
             if self._held.get(key) is not target:
                 self._bank.release(target.prompt.digest, pin=True)
         for key in moved:
-            self._report(key, held.get(key), made[key])
+            self._report(key, held.get(key), made.get(key), old)
         self._prefetch(old.state, state, {task for task, _ in targets})
 
     def _trials(self, rollouts: Mapping[AliasKey, Rollout]) -> dict[AliasKey, tuple[Trial, Target]]:
@@ -221,40 +229,30 @@ class Follower:
     def _is_settled(self, key: AliasKey, version: PromptVersion) -> bool:
         refusal = self.table.refused.get(key)
         if refusal is not None:
-            return refusal.version.digest == version.digest and not refusal.is_passing
+            return refusal.version.digest == version.digest and self._clock() < refusal.retry_at
         target = self._held.get(key)
         served = None if target is None else (target.version.number, target.version.digest)
         return served == (version.number, version.digest)
 
-    def _make(self, key: AliasKey, version: PromptVersion) -> Target | Refusal:
-        """The target that `key` is to have, pinned in the bank; or why not."""
-        ref = PromptRef(version.task, number=version.number)
-        try:
-            prompt = self._bank.hold(version.digest, lambda: self.pull(ref, version), pin=True)
-        except StoreUnavailableError as error:
-            return Refusal(version, error, is_passing=True)
-        except (IncompatibleModelError, CorruptError, InvalidInputError, NotFoundError) as error:
-            is_foreign = isinstance(error, IncompatibleModelError) and key not in self._held
-            return Refusal(version, error, is_foreign)
-        except Exception as error:
-            # One version must not keep the others from being followed.
-            if key not in self.table.refused:
-                logger.exception("%s cannot be loaded", version)
-            return Refusal(version, error, is_passing=True)
-        return Target(version, key[1].removesuffix(TRIAL), prompt)
+    def _since(self, key: AliasKey) -> float:
+        """Since when an alias has not been served as the store says; now, if it was until now."""
+        known = self.table.refused.get(key) or self.table.awaited.get(key)
+        return self._clock() if known is None else known.since
 
-    def _prepared(self, target: Target, future: Future[object]) -> Target | Refusal:
-        """`target`, once it is on the device; or why it cannot be put there."""
-        error = future.exception()
-        if error is None:
-            return target
-        self._bank.release(target.prompt.digest, pin=True)
-        return Refusal(target.version, error, is_passing=True)
-
-    def _report(self, key: AliasKey, before: Target | None, after: Target | Refusal) -> None:
+    def _report(self, key: AliasKey, before: Target | None, after: Target | Refusal | None, old: AliasTable) -> None:
+        """Says once what came of a move."""
         name = f"{key[0]}@{key[1]}"
+        kept = f"{before.version} keeps answering" if before else "the alias is not served"
         if isinstance(after, Target):
             logger.info("%s: %s now answers", name, after.version)
-        elif not after.is_foreign:
-            kept = f"{before.version} keeps answering" if before else "the alias is not served"
-            logger.error("%s: %s is refused, %s: %s", name, after.version, kept, after.error)
+        elif after is None:
+            if key not in old.awaited:
+                logger.warning("%s: %s, until what it points at now is there", name, kept)
+        elif not after.is_foreign and (key not in old.refused or old.refused[key].version != after.version):
+            foreseen = isinstance(after.error, PromptStoreError)
+            cause = None if foreseen else after.error
+            logger.error("%s: %s is refused, %s: %s", name, after.version, kept, after.error, exc_info=cause)
+
+
+def _is_foreign(refusal: Refusal, before: Target | None) -> bool:
+    return isinstance(refusal.error, IncompatibleModelError) and before is None

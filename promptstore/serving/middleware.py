@@ -30,10 +30,15 @@ _ids: ContextVar[dict[str, str] | None] = ContextVar("ids", default=None)
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """receive_s: for a request's headers, and then for its body, so that a slow client holds nothing for long."""
+    """receive_s: for a request's headers, and then for its body, so that a slow client holds nothing for long; and for
+    a client to take what was written for it.
+
+    connections: at one time; further ones are closed at once.
+    """
 
     body_bytes: int = 1 << 20
     receive_s: float = 30.0
+    connections: int = 1000
 
 
 @dataclass(slots=True)

@@ -21,13 +21,17 @@ from promptstore.serving.table import Target
 
 @dataclass(slots=True)
 class Whole:
-    """One answer, put together. by_text: set if it is a label: every label's text with its probability."""
+    """One answer, put together.
+
+    by_text: set if it is a label: every label's text with its probability. is_truncated: its input lost its end.
+    """
 
     read: int
     text: str = ""
     tokens: list[ChosenToken] = field(default_factory=list)
     reason: FinishReason | None = None
     by_text: Mapping[str, float] | None = None
+    is_truncated: bool = False
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
@@ -42,12 +46,13 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What every chunk of one answer repeats."""
+    """What every chunk of one answer repeats. is_truncated: an input was too long for the task and lost its end."""
 
     asked: str
     target: Target
     prefix: str
     object: str
+    is_truncated: bool
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -58,7 +63,7 @@ class Envelope:
             "created": self.created,
             "model": self.asked,
             "choices": list(choices),
-            "promptstore": version_body(self.target),
+            "promptstore": {**version_body(self.target), "is_truncated": self.is_truncated},
         }
         return body if usage is None else {**body, "usage": dict(usage)}
 

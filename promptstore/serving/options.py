@@ -52,6 +52,11 @@ class ServerOptions:
     body: BodyLimits = field(default_factory=BodyLimits)
     vllm: VllmLimits = field(default_factory=VllmLimits)
 
+    @property
+    def queued(self) -> int:
+        """Inputs that may wait for the engine that was asked for."""
+        return self.vllm.queued if self.engine == "vllm" else self.scheduler.queued
+
     def check(self, *, has_keys: bool) -> None:
         """Refuses to let strangers in by accident, and an engine without its address or an address without its engine.
 

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from promptstore.core.ref import PromptRef
@@ -14,6 +15,9 @@ from promptstore.serving.loaded import LoadedPrompt
 from promptstore.serving.table import AliasTable, Target
 from promptstore.serving.trials import Trial
 
+# Requests that wait for the store at one time: others of its kind wait for them, and nothing else does.
+_PULLS = 8
+
 
 class Resolver:
     """Resolves refs once, at the start of a request: what moves later does not reach it."""
@@ -22,12 +26,18 @@ class Resolver:
         self._follower = follower
         self._bank = bank
         self._tasks = tasks
+        self._pulls = ThreadPoolExecutor(_PULLS, "pull")
+
+    def close(self) -> None:
+        """Ends its threads, once nothing is held."""
+        self._pulls.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
-    async def holding(self, text: str, caller: str = "") -> AsyncIterator[Target]:
+    async def holding(self, text: str, caller: str = "", *, may_try: bool = True) -> AsyncIterator[Target]:
         """The version that `text` names, in memory until the context ends.
 
         caller: whose requests stay together when a version is on trial; each is drawn by itself if empty.
+        may_try: a version on trial may be what an alias names; otherwise it is the one in place.
 
         Raises:
             InvalidInputError: not a ref. NotFoundError: no such task, version or alias, or it is not served here.
@@ -37,7 +47,7 @@ class Resolver:
         """
         ref = PromptRef.parse(text)
         table = self._follower.table
-        served = _drawn(ref, table, caller)
+        served = _drawn(ref, table, caller) if may_try else table.find(ref)
         if served is not None:
             self._bank.hold(served.prompt.digest, lambda: served.prompt)
             target = served
@@ -53,6 +63,13 @@ class Resolver:
         found = self._follower.table.trials.get((target.version.task, target.alias or ""))
         return None if found is None else found[0]
 
+    def in_place_of(self, target: Target) -> Target | None:
+        """What answers the alias otherwise, if `target` is on trial for it."""
+        trial = self.trial_of(target)
+        if trial is None or trial.rollout.number != target.version.number:
+            return None
+        return self._follower.table.targets.get((target.version.task, target.alias or ""))
+
     def on_trial(self, target: Target) -> Target | None:
         """What is on trial for the alias that `target` was asked by."""
         found = self._follower.table.trials.get((target.version.task, target.alias or ""))
@@ -64,7 +81,8 @@ class Resolver:
         version = table.state.resolve(ref)
         if ref.alias is not None:
             raise _why_not(ref, table)
-        return Target(version, None, await self._hold_in_thread(ref, version))
+        loaded = self._bank.hold_loaded(version.digest) or await self._hold_in_thread(ref, version)
+        return Target(version, None, loaded)
 
     async def _hold_in_thread(self, ref: PromptRef, version: PromptVersion) -> LoadedPrompt:
         """Pulling blocks, so a thread does it; a request that is cancelled meanwhile gives its hold back."""
@@ -72,7 +90,7 @@ class Resolver:
         def hold() -> LoadedPrompt:
             return self._bank.hold(version.digest, lambda: self._follower.pull(ref, version))
 
-        work = asyncio.get_running_loop().run_in_executor(None, hold)
+        work = asyncio.get_running_loop().run_in_executor(self._pulls, hold)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:

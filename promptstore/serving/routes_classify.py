@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from promptstore.serving.answers import EVERY_REFUSAL, ClassifyAnswer, refusals
 from promptstore.serving.bodies import classified_body, usage_body, version_headers
 from promptstore.serving.context import Caller, Context, allow
 from promptstore.serving.schemas import ClassifyRequest
@@ -14,7 +15,12 @@ from promptstore.serving.schemas import ClassifyRequest
 router = APIRouter(tags=["classify"])
 
 
-@router.post("/v1/classify", dependencies=[allow("infer")])
+@router.post(
+    "/v1/classify",
+    dependencies=[allow("infer")],
+    response_model=None,
+    responses={200: {"model": ClassifyAnswer}, **refusals(*EVERY_REFUSAL)},
+)
 async def classify(asked: ClassifyRequest, context: Context, caller: Caller) -> JSONResponse:
     """The label of each text under each task, with every label's probability.
 

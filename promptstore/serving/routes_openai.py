@@ -11,16 +11,26 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from promptstore.errors import InvalidInputError
+from promptstore.runtime.sampling import Sampling
+from promptstore.serving.answers import (
+    EVERY_REFUSAL,
+    ChatAnswer,
+    CompletionAnswer,
+    Model,
+    ModelList,
+    refusals,
+)
 from promptstore.serving.bodies import STREAM_END, model_body, server_sent, version_headers
 from promptstore.serving.context import Caller, Context, ServerContext, allow
 from promptstore.serving.failures import describe
 from promptstore.serving.loaded import Input
 from promptstore.serving.openai_shape import ChatShape, CompletionShape, Envelope, Shape, Whole, usage_of
 from promptstore.serving.schemas import ChatRequest, CompletionRequest
-from promptstore.serving.service import Piece, SamplingRequest
+from promptstore.serving.service import Encoded, Piece, SamplingRequest
 from promptstore.serving.table import Target
 
 router = APIRouter(tags=["openai"])
+_STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "With `stream`: OpenAI's chunks."}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,12 @@ class _Asked:
     wants_usage: bool
 
 
-@router.post("/v1/completions", dependencies=[allow("infer")], response_model=None)
+@router.post(
+    "/v1/completions",
+    dependencies=[allow("infer")],
+    response_model=None,
+    responses={200: {"model": CompletionAnswer, "content": _STREAM}, **refusals(*EVERY_REFUSAL)},
+)
 async def complete(asked: CompletionRequest, context: Context, caller: Caller) -> Response:
     """Text that continues each prompt under its task's template; for a classification task, the label's text."""
     asked.check_supported(echo=asked.echo, best_of=asked.best_of, suffix=asked.suffix)
@@ -55,7 +70,12 @@ async def complete(asked: CompletionRequest, context: Context, caller: Caller) -
     return await _answer(request, context, CompletionShape(context.token_texts))
 
 
-@router.post("/v1/chat/completions", dependencies=[allow("infer")], response_model=None)
+@router.post(
+    "/v1/chat/completions",
+    dependencies=[allow("infer")],
+    response_model=None,
+    responses={200: {"model": ChatAnswer, "content": _STREAM}, **refusals(*EVERY_REFUSAL)},
+)
 async def chat(asked: ChatRequest, context: Context, caller: Caller) -> Response:
     """The same, as a chat of one user message."""
     asked.check_supported(tools=asked.tools, response_format=asked.response_format)
@@ -72,17 +92,27 @@ async def chat(asked: ChatRequest, context: Context, caller: Caller) -> Response
     return await _answer(request, context, ChatShape(context.token_texts))
 
 
-@router.get("/v1/models", dependencies=[allow("infer")])
+@router.get(
+    "/v1/models",
+    dependencies=[allow("infer")],
+    response_model=None,
+    responses={200: {"model": ModelList}, **refusals(401, 403, 429)},
+)
 async def list_models(context: Context) -> dict[str, Any]:
     """The aliases that are served; any version by number or digest can be asked for as well."""
     targets = context.follower.table.targets
     return {"object": "list", "data": [model_body(target) for _, target in sorted(targets.items())]}
 
 
-@router.get("/v1/models/{ref:path}", dependencies=[allow("infer")])
+@router.get(
+    "/v1/models/{ref:path}",
+    dependencies=[allow("infer")],
+    response_model=None,
+    responses={200: {"model": Model}, **refusals(400, 401, 403, 404, 409, 429, 503)},
+)
 async def show_model(ref: str, context: Context) -> JSONResponse:
-    """What a ref names now."""
-    async with context.service.resolver.holding(ref) as target:
+    """What a ref names now; an alias, the version in place, since clients keep to what they learn here."""
+    async with context.service.resolver.holding(ref, may_try=False) as target:
         return JSONResponse(model_body(target, ref), headers=version_headers([target]))
 
 
@@ -108,13 +138,13 @@ async def _answer(asked: _Asked, context: ServerContext, shape: Shape) -> Respon
             if asked.is_stream:
                 return _replayed(asked, target, shape, answers)
         elif asked.is_stream:
-            pieces = await _start_stream(asked, context, target)
-            envelope = Envelope(asked.ref, target, shape.prefix, shape.chunk_object)
-            stack.push_async_callback(pieces.rest.aclose)
+            pieces = await _start_stream(asked, context, target, stack)
+            envelope = Envelope(asked.ref, target, shape.prefix, shape.chunk_object, pieces.is_truncated)
             return _HeldStream(_chunks(asked, shape, envelope, pieces), headers, stack.pop_all())
         else:
             answers = await _texts(asked, context, target)
-    envelope = Envelope(asked.ref, target, shape.prefix, shape.object)
+    is_truncated = any(answer.is_truncated for answer in answers)
+    envelope = Envelope(asked.ref, target, shape.prefix, shape.object, is_truncated)
     choices = [shape.choice(index, answer, has_logprobs=asked.has_logprobs) for index, answer in enumerate(answers)]
     return JSONResponse(envelope.wrap(choices, usage_of(answers)), headers=headers)
 
@@ -125,25 +155,32 @@ async def _labels(asked: _Asked, context: ServerContext, target: Target) -> list
     answers = []
     for each in await context.service.classify_under([(asked.ref, target)], asked.inputs):
         by_text = {said[name]: value for name, value in each.probabilities.items()}
-        answers.append(Whole(each.input_tokens, said[each.label], reason="stop", by_text=by_text))
+        text = said[each.label]
+        answers.append(Whole(each.input_tokens, text, reason="stop", by_text=by_text, is_truncated=each.is_truncated))
     return answers
 
 
 async def _texts(asked: _Asked, context: ServerContext, target: Target) -> list[Whole]:
-    async def one(value: Input) -> Whole:
-        encoded = await context.service.encode(target, value)
-        answer = Whole(len(encoded.ids))
-        sampling = context.service.sampling(target, encoded, asked.sampling)
-        async for piece in context.service.generate(target, encoded, sampling):
+    async def one(encoded: Encoded, pieces: AsyncIterator[Piece]) -> Whole:
+        answer = Whole(len(encoded.ids), is_truncated=encoded.is_truncated)
+        async for piece in pieces:
             answer.add(piece)
         return answer
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(value)) for value in asked.inputs]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+    ready = await _ready(asked, context, target)
+    with context.service.generating(target, ready) as written:
+        try:
+            async with asyncio.TaskGroup() as group:
+                pairs = zip(ready, written, strict=True)
+                tasks = [group.create_task(one(encoded, pieces)) for (encoded, _), pieces in pairs]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+async def _ready(asked: _Asked, context: ServerContext, target: Target) -> list[tuple[Encoded, Sampling]]:
+    encoded = await context.service.encode([(target, value) for value in asked.inputs])
+    return [(each, context.service.sampling(target, each, asked.sampling)) for each in encoded]
 
 
 @dataclass(slots=True)
@@ -151,17 +188,20 @@ class _Started:
     """A stream whose first piece is there, so that what can be refused has been, with a proper status."""
 
     read: int
+    is_truncated: bool
     first: Piece
     rest: AsyncGenerator[Piece]
 
 
-async def _start_stream(asked: _Asked, context: ServerContext, target: Target) -> _Started:
+async def _start_stream(asked: _Asked, context: ServerContext, target: Target, held: AsyncExitStack) -> _Started:
+    """held: keeps the place in the batch."""
     if len(asked.inputs) != 1:
         raise InvalidInputError(f"a stream takes one prompt, not {len(asked.inputs)}; send one request each")
-    encoded = await context.service.encode(target, asked.inputs[0])
-    sampling = context.service.sampling(target, encoded, asked.sampling)
-    pieces = context.service.generate(target, encoded, sampling)
-    return _Started(len(encoded.ids), await anext(pieces), pieces)
+    ready = await _ready(asked, context, target)
+    (pieces,) = held.enter_context(context.service.generating(target, ready))
+    held.push_async_callback(pieces.aclose)
+    encoded, _ = ready[0]
+    return _Started(len(encoded.ids), encoded.is_truncated, await anext(pieces), pieces)
 
 
 class _HeldStream(StreamingResponse):
@@ -201,7 +241,7 @@ def _replayed(asked: _Asked, target: Target, shape: Shape, answers: Sequence[Who
     """A label as a stream of one piece."""
     if len(answers) != 1:
         raise InvalidInputError(f"a stream takes one prompt, not {len(answers)}; send one request each")
-    envelope = Envelope(asked.ref, target, shape.prefix, shape.chunk_object)
+    envelope = Envelope(asked.ref, target, shape.prefix, shape.chunk_object, answers[0].is_truncated)
     piece = Piece(answers[0].text, reason="stop")
     chunks = [shape.first_chunk(), shape.chunk(piece, answers[0], has_logprobs=asked.has_logprobs)]
     lines = [server_sent(envelope.wrap([chunk])) for chunk in chunks if chunk is not None]

@@ -3,42 +3,68 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from promptstore.serving.context import Context, ServerContext, allow
+from promptstore.serving.answers import Health, Readiness, State, refusals
+from promptstore.serving.context import Context, IsKnown, ServerContext, allow
 from promptstore.serving.failures import error_response
 from promptstore.serving.trials import Trial
 
 router = APIRouter(tags=["state"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", response_model=None, responses={200: {"model": Health}, 503: {"model": Health}})
 async def health(context: Context) -> JSONResponse:
     """200 while the process can answer at all; otherwise restart it."""
     is_alive = context.scheduler.is_alive or context.lifecycle.is_draining
     return JSONResponse({"status": "ok" if is_alive else "the engine's thread has ended"}, 200 if is_alive else 503)
 
 
-@router.get("/readyz")
-async def readiness(context: Context) -> JSONResponse:
-    """200 while new requests are welcome. A store that cannot be reached is reported here and fails nothing."""
+@router.get("/readyz", response_model=None, responses={200: {"model": Readiness}, 503: {"model": Readiness}})
+async def readiness(context: Context, is_known: IsKnown) -> JSONResponse:
+    """200 while new requests are welcome. A store that cannot be reached is reported here and fails nothing.
+
+    Why, and what is not served as the store says, is told with a key, where keys are in use.
+    """
     problem = "draining" if context.lifecycle.is_draining else context.scheduler.problem
-    status = problem or ("ready" if context.follower.status.problem is None else "ready, serving what was last known")
-    body = {"status": status, **store_body(context)}
+    body = _readiness(context, problem) if is_known else {"status": "ready" if problem is None else "not ready"}
     return JSONResponse(body, 200) if problem is None else error_response(503, body)
 
 
-@router.get("/metrics", dependencies=[allow("admin")])
+def _readiness(context: ServerContext, problem: str | None) -> dict[str, Any]:
+    status = problem or ("ready" if context.follower.status.problem is None else "ready, serving what was last known")
+    return {"status": status, **store_body(context)}
+
+
+@router.get("/openapi.json", dependencies=[allow("infer")], include_in_schema=False)
+async def openapi(request: Request) -> dict[str, Any]:
+    """What this interface takes and answers."""
+    described: dict[str, Any] = request.app.openapi()
+    return described
+
+
+@router.get(
+    "/metrics",
+    dependencies=[allow("admin")],
+    response_class=PlainTextResponse,
+    responses=refusals(401, 403, 429),
+)
 async def metrics(context: Context) -> Response:
     """Prometheus' text format."""
-    return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    text = await asyncio.to_thread(context.metrics.render)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-@router.post("/admin/refresh", dependencies=[allow("admin")])
+@router.post(
+    "/admin/refresh",
+    dependencies=[allow("admin")],
+    response_model=None,
+    responses={200: {"model": State}, **refusals(401, 403, 429)},
+)
 async def refresh(context: Context) -> dict[str, Any]:
-    """Looks at the store now, instead of at the next poll; answers once what moved is served."""
+    """Looks at the store now, instead of at the next poll; answers once what moved is served, or awaited."""
     await asyncio.to_thread(context.follower.poll)
     return store_body(context)
 
@@ -60,6 +86,10 @@ def store_body(context: ServerContext) -> dict[str, Any]:
             "problem": None if problem is None else str(problem),
         },
         "aliases": len(follower.table.targets),
+        "awaited": [
+            {"task": task, "alias": alias, "version": awaited.version.number}
+            for (task, alias), awaited in sorted(follower.table.awaited.items())
+        ],
         "refused": refused,
         "trials": [_trial(trial) for _, (trial, _) in sorted(follower.table.trials.items())],
     }
@@ -75,8 +105,8 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "share": trial.rollout.share,
         "answers": trial.on_trial.answers,
         "failures": trial.on_trial.failures,
-        "mean_s": round(trial.on_trial.mean_s, 4),
-        "mean_s_in_place": round(trial.in_place.mean_s, 4),
+        "median_s": round(trial.on_trial.median_s, 4),
+        "median_s_in_place": round(trial.in_place.median_s, 4),
         "agreement": trial.agreed / trial.compared if trial.compared else None,
         "is_given_up": trial.is_over,
     }

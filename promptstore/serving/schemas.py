@@ -1,8 +1,10 @@
 """What requests may hold. OpenAI's names where OpenAI has them."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from promptstore.errors import InvalidInputError
 from promptstore.serving.service import SamplingRequest
@@ -10,13 +12,38 @@ from promptstore.serving.service import SamplingRequest
 Ref = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Fields = dict[str, str]
 _REF_TEXT = "`task`, `task@alias`, `task:number` or `task@sha256:<digest>`; `task` alone means `task@production`."
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTEXT_CHARS = 20
 
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class ClassifyRequest(_Request):
+class _Body(_Request):
+    """A whole body. JSON can spell half of a surrogate pair, which is no character: nothing behind here can read it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_characters(cls, body: Any) -> Any:
+        left = [body]
+        while left:
+            match left.pop():
+                case str(text) if found := _SURROGATE.search(text):
+                    around = text[max(0, found.start() - _CONTEXT_CHARS) : found.end() + _CONTEXT_CHARS]
+                    raise PydanticCustomError(
+                        "lone_surrogate",
+                        "{around} holds {half}, half of a surrogate pair and no character; send both or neither",
+                        {"around": ascii(around), "half": ascii(found[0])},
+                    )
+                case dict(fields):
+                    left += [*fields, *fields.values()]
+                case list(items):
+                    left += items
+        return body
+
+
+class ClassifyRequest(_Body):
     """One text or many, under one task or many."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,7 +66,7 @@ class StreamOptions(_Request):
     include_usage: bool = False
 
 
-class _GenerationRequest(_Request):
+class _GenerationRequest(_Body):
     model: Ref = Field(description=_REF_TEXT)
     input: Fields | None = Field(default=None, description="The template's fields by name, where it has several.")
     temperature: float | None = Field(default=None, description="0, greedy, if absent: what evaluation measured.")

@@ -63,7 +63,7 @@ def run(settings: Settings, options: ServerOptions) -> None:
         app = create_app(context, limits=options.body)
         config = uvicorn.Config(
             app,
-            http=patient_protocol(options.body.receive_s),
+            http=patient_protocol(options.body.receive_s, most=options.body.connections),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -93,25 +93,27 @@ def serving(
     abort: writes to the store that a rollout broke its bounds; `None` for a server that may only read.
     """
     model, bank, scheduler = engine.model, engine.bank, engine.answerer
+    metrics = ServerMetrics()
+    judge = TrialJudge(abort or _abort_nowhere, metrics)
     follower = Follower(
         store,
         bank,
         fingerprint=model.fingerprint,
         load=partial(load_prompt, model=model),
         prepare=partial(_prepare, scheduler, bank),
+        insist=judge.insist,
         tasks=options.tasks,
         poll_s=options.poll_s,
         clock=clock,
     )
-    metrics = ServerMetrics()
-    judge = TrialJudge(abort or _abort_nowhere, metrics)
+    resolver = Resolver(follower, bank, options.tasks)
     service = Service(
         model,
-        Resolver(follower, bank, options.tasks),
+        resolver,
         scheduler,
         metrics,
         judge,
-        Shadow(scheduler, bank, judge, metrics, busy_at=max(1, options.scheduler.queued // 4)),
+        Shadow(scheduler, bank, judge, metrics, busy_at=max(1, options.queued // 4)),
         options.service,
         tracer or default_tracer(),
     )
@@ -130,10 +132,12 @@ def serving(
             staleness_bound_s=options.staleness_bound_s,
         )
     finally:
-        judge.close()
         follower.close()
         scheduler.drain(options.drain_s)
         scheduler.close()
+        judge.close()
+        service.close()
+        resolver.close()
 
 
 def _prepare(scheduler: Answerer, bank: PromptBank[LoadedPrompt], digest: str) -> Future[object]:

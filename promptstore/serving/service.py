@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from promptstore.errors import InvalidInputError, PromptStoreError
 from promptstore.lm.described_model import DescribedModel
@@ -81,7 +83,10 @@ class Encoded:
 
 @dataclass(slots=True)
 class Service:
-    """Answers requests; safe to use from many coroutines of one loop."""
+    """Answers requests; safe to use from many coroutines of one loop.
+
+    encoding: the thread that long inputs are encoded on, so that the loop goes on meanwhile.
+    """
 
     model: DescribedModel
     resolver: Resolver
@@ -91,6 +96,12 @@ class Service:
     shadow: Shadow
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     tracer: Tracer = field(default_factory=NoTracer)
+    encoding: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoding"))
+    _inputs_encoding: int = field(default=0, init=False)
+
+    def close(self) -> None:
+        """Ends its thread, once no request is left."""
+        self.encoding.shutdown(wait=False, cancel_futures=True)
 
     async def classify(self, refs: Sequence[str], inputs: Sequence[Input], caller: str = "") -> list[Classified]:
         """Every input under every ref, inputs outermost. All of it is queued at once, or nothing.
@@ -112,10 +123,10 @@ class Service:
                 f"{len(inputs)} inputs for {len(targets)} tasks are more than {self.limits.texts} answers; send fewer"
             )
         for _, target in targets:
-            if target.prompt.task.kind != "classification":
-                raise InvalidInputError(f"{target.version} generates text; ask /v1/completions")
+            with self._refusing(target, _require_labels):
+                _require_labels(target)
         asked = [(index, ref, target) for index in range(len(inputs)) for ref, target in targets]
-        encoded = [await self.encode(target, inputs[index]) for index, _, target in asked]
+        encoded = await self.encode([(target, inputs[index]) for index, _, target in asked])
         with self.tracer.span("score") as span:
             answers = await self._score(asked, encoded, span)
             span.set("inputs", len(asked))
@@ -141,7 +152,7 @@ class Service:
                 with self._counting(target):
                     scored = await delivery.scored()
                 self._note_batch(target, job)
-                self._observe(target, started, read=len(each.ids))
+                self._observe(target, delivery.answer_s, read=len(each.ids))
                 probabilities = dict(zip(target.prompt.task.label_names, softmax(scored.logits), strict=True))
                 answers.append(Classified(index, ref, target, probabilities, len(each.ids), each.is_truncated))
             _add_waiting(span, started, jobs)
@@ -150,39 +161,54 @@ class Service:
                 job.is_cancelled = True
         return answers
 
-    async def generate(self, target: Target, encoded: Encoded, sampling: Sampling) -> AsyncGenerator[Piece]:
-        """The answer piece by piece. Closing the iterator early frees its place in the batch.
+    @contextlib.contextmanager
+    def generating(
+        self, target: Target, asked: Sequence[tuple[Encoded, Sampling]]
+    ) -> Iterator[list[AsyncGenerator[Piece]]]:
+        """Every answer piece by piece. All are queued at once, or none; the end of the context frees their places.
 
         Raises:
-            OverloadedError, NotServingError: as `Answerer.submit`, before the first piece.
+            OverloadedError, NotServingError: as `Answerer.submit`.
         """
-        delivery = Delivery()
-        job = GenerateJob(target.version.digest, encoded.ids, sampling, delivery.deliver)
+        deliveries = [Delivery() for _ in asked]
+        jobs = [
+            GenerateJob(target.version.digest, encoded.ids, sampling, delivery.deliver)
+            for (encoded, sampling), delivery in zip(asked, deliveries, strict=True)
+        ]
         started = time.monotonic()
-        self._submit([job], [target])
+        self._submit(jobs, [target] * len(jobs))
+        try:
+            yield [
+                self._pieces(target, encoded, job, delivery, started)
+                for (encoded, _), job, delivery in zip(asked, jobs, deliveries, strict=True)
+            ]
+        finally:
+            for job in jobs:
+                job.is_cancelled = True
+
+    async def _pieces(
+        self, target: Target, encoded: Encoded, job: GenerateJob, delivery: Delivery, started: float
+    ) -> AsyncGenerator[Piece]:
         count = 0
         text = ""
-        try:
-            with self._counting(target), self.tracer.detached_span("generate") as span:
-                span.set("version", str(target.version))
-                async for event in delivery.events():
-                    if isinstance(event, Generated):
-                        if count == 0:
-                            self._note_batch(target, job)
-                            _add_waiting(span, started, [job])
-                            self.metrics.first_token_seconds.labels(_task(target)).observe(time.monotonic() - started)
-                        count += 1
-                        text += event.text
-                        yield Piece(event.text, token=event.token)
-                    elif isinstance(event, Finished):
-                        text += event.text
-                        span.set("tokens", count)
-                        yield Piece(event.text, reason=event.reason)
-            self._observe(target, started, read=len(encoded.ids), wrote=count)
-            if (shadowed := self._shadowed(target)) is not None:
-                self.shadow.ask_text(*shadowed, encoded.given, sampling, text)
-        finally:
-            job.is_cancelled = True
+        with self._counting(target), self.tracer.detached_span("generate") as span:
+            span.set("version", str(target.version))
+            async for event in delivery.events():
+                if isinstance(event, Generated):
+                    if count == 0:
+                        self._note_batch(target, job)
+                        _add_waiting(span, started, [job])
+                        self.metrics.first_token_seconds.labels(_task(target)).observe(time.monotonic() - started)
+                    count += 1
+                    text += event.text
+                    yield Piece(event.text, token=event.token)
+                elif isinstance(event, Finished):
+                    text += event.text
+                    span.set("tokens", count)
+                    yield Piece(event.text, reason=event.reason)
+        self._observe(target, delivery.answer_s, read=len(encoded.ids), wrote=count)
+        if (shadowed := self._shadowed(target)) is not None:
+            self.shadow.ask_text(*shadowed, encoded.given, job.sampling, text)
 
     def sampling(self, target: Target, encoded: Encoded, asked: SamplingRequest) -> Sampling:
         """The request's sampling with the task's defaults, checked against the room that is left.
@@ -190,6 +216,10 @@ class Service:
         Raises:
             InvalidInputError: more tokens than the server or the model's positions allow, or a value out of range.
         """
+        with self._refusing(target, lambda other: self._sampling(other, self._encode(other, encoded.given), asked)):
+            return self._sampling(target, encoded, asked)
+
+    def _sampling(self, target: Target, encoded: Encoded, asked: SamplingRequest) -> Sampling:
         max_tokens = target.prompt.task.max_target_tokens if asked.max_tokens is None else asked.max_tokens
         room = self.limits.new_tokens
         if self.model.max_length is not None and not self.model.is_encoder_decoder:
@@ -199,28 +229,56 @@ class Service:
             raise InvalidInputError(f"max_tokens is {max_tokens}, this input leaves room for {room}")
         return Sampling(max_tokens, asked.temperature, asked.top_p, asked.stop, asked.seed, asked.top_logprobs)
 
-    async def encode(self, target: Target, value: Input) -> Encoded:
-        """Token ids of one input, by the task's own template; a long one is encoded on another thread.
+    async def encode(self, asked: Sequence[tuple[Target, Input]]) -> list[Encoded]:
+        """Token ids of every input, by its task's own template; what occurs twice is encoded once.
 
         Raises:
+            OverloadedError, NotServingError: the queue would not take so many; nothing was encoded.
             InvalidInputError: fields that the template lacks, empty or too long.
         """
-        row = target.prompt.row(value)
-        chars = sum(len(text) for text in row.values() if isinstance(text, str))
+        keys = [(target.version.digest, _key(value)) for target, value in asked]
+        is_long = sum(_chars(value) for _, value in asked) >= _LONG_TEXT_CHARS
+        found: dict[tuple[str, object], Encoded] = {}
+        with self._admitted([target for target, _ in asked]):
+            for key, (target, value) in zip(keys, asked, strict=True):
+                if key not in found:
+                    found[key] = await self._encode_one(target, value, is_long=is_long)
+        return [found[key] for key in keys]
+
+    async def _encode_one(self, target: Target, value: Input, *, is_long: bool) -> Encoded:
+        with self._refusing(target, lambda other: self._encode(other, value)):
+            if not is_long:
+                return self._encode(target, value)
+            return await asyncio.get_running_loop().run_in_executor(self.encoding, self._encode, target, value)
+
+    def _encode(self, target: Target, value: Input) -> Encoded:
+        row, chars = target.prompt.row(value), _chars(value)
         if chars > self.limits.input_chars:
             raise InvalidInputError(f"the input has {chars} characters, at most {self.limits.input_chars} are taken")
         encoder = target.prompt.encoder
-
-        def encode() -> Encoded:
-            ids = encoder.encode(row)
-            may_be_cut = len(ids) >= encoder.max_input_tokens
-            return Encoded(value, ids, may_be_cut and encoder.count_tokens(row) > encoder.max_input_tokens)
-
-        return encode() if chars < _LONG_TEXT_CHARS else await asyncio.to_thread(encode)
+        ids = encoder.encode(row)
+        may_be_cut = len(ids) >= encoder.max_input_tokens
+        return Encoded(value, ids, may_be_cut and encoder.count_tokens(row) > encoder.max_input_tokens)
 
     def _submit(self, jobs: Sequence[Job], targets: Sequence[Target]) -> None:
-        try:
+        with self._counting_refusals(targets):
             self.scheduler.submit(jobs)
+
+    @contextlib.contextmanager
+    def _admitted(self, targets: Sequence[Target]) -> Iterator[None]:
+        """Refuses what the queue would not take, with what others encode for it meanwhile."""
+        self._inputs_encoding += len(targets)
+        try:
+            with self._counting_refusals(targets):
+                self.scheduler.check(self._inputs_encoding)
+            yield
+        finally:
+            self._inputs_encoding -= len(targets)
+
+    @contextlib.contextmanager
+    def _counting_refusals(self, targets: Sequence[Target]) -> Iterator[None]:
+        try:
+            yield
         except PromptStoreError:
             for target in targets:
                 self.metrics.inputs.labels(_task(target), str(target.version.number), "refused").inc()
@@ -237,6 +295,24 @@ class Service:
             self.metrics.prompts_found.labels(task, job.place).inc()
 
     @contextlib.contextmanager
+    def _refusing(self, target: Target, take: Callable[[Target], object]) -> Iterator[None]:
+        """Counts a refusal against a version on trial, if the one in place takes the same. take: tries that one."""
+        try:
+            yield
+        except InvalidInputError:
+            trial, in_place = self.resolver.trial_of(target), self.resolver.in_place_of(target)
+            if trial is not None and in_place is not None:
+                loop = asyncio.get_running_loop()
+                loop.run_in_executor(self.encoding, self._compare_refusal, trial, partial(take, in_place))
+            raise
+
+    def _compare_refusal(self, trial: Trial, take_in_place: Callable[[], object]) -> None:
+        with contextlib.suppress(InvalidInputError):
+            take_in_place()
+            trial.refuse()
+            self.judge.judge(trial)
+
+    @contextlib.contextmanager
     def _counting(self, target: Target) -> Iterator[None]:
         outcome = "cancelled"
         try:
@@ -249,8 +325,8 @@ class Service:
         finally:
             self.metrics.inputs.labels(_task(target), str(target.version.number), outcome).inc()
 
-    def _observe(self, target: Target, started: float, *, read: int, wrote: int = 0) -> None:
-        task, seconds = _task(target), time.monotonic() - started
+    def _observe(self, target: Target, seconds: float, *, read: int, wrote: int = 0) -> None:
+        task = _task(target)
         self.metrics.answer_seconds.labels(task).observe(seconds)
         self._note(target, seconds=seconds)
         self.metrics.tokens.labels(task, "read").inc(read)
@@ -274,7 +350,22 @@ class Service:
 def softmax(logits: Sequence[float]) -> list[float]:
     top = max(logits)
     weights = [math.exp(value - top) for value in logits]
-    return [weight / sum(weights) for weight in weights]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def _require_labels(target: Target) -> None:
+    if target.prompt.task.kind != "classification":
+        raise InvalidInputError(f"{target.version} generates text; ask /v1/completions")
+
+
+def _key(value: Input) -> object:
+    return value if isinstance(value, str) else tuple(sorted(value.items()))
+
+
+def _chars(value: Input) -> int:
+    texts = (value,) if isinstance(value, str) else value.values()
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _add_waiting(span: Span, started: float, jobs: Sequence[Job]) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from promptstore.errors import NotServingError, OverloadedError, PromptStoreError
+from promptstore.errors import InvalidInputError, NotServingError, OverloadedError, PromptStoreError
 from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
 from promptstore.runtime.job import Event, Failed, Finished, Generated, GenerateJob, Job, Scored, ScoreJob
@@ -102,6 +102,8 @@ class Shadow:
             self._scheduler.submit([job(prompt.encoder.encode(prompt.row(given)), deliver)])
         except PromptStoreError as error:
             self._bank.release(prompt.digest)
+            if isinstance(error, InvalidInputError):
+                trial.refuse()
             if not isinstance(error, OverloadedError | NotServingError):
                 self._fail(trial, error)
 

@@ -1,5 +1,6 @@
 """What each alias means to requests right now: a value that is replaced whole, between requests."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -26,28 +27,38 @@ class Refusal:
     """A version that an alias points at in the store and that this server does not serve.
 
     is_foreign: it is for another base model and so was everything before it: another server's business.
-    is_passing: the reason may pass by itself (the store was not reachable, say), so it is tried again.
-    since: when the alias was first not served as the store says, monotonic seconds.
+    retry_at: when it is tried again, since the reason may pass (the store was not reachable, say) or be mended.
+    since: when the alias was first not served as the store says, monotonic seconds, as is `retry_at`.
     """
 
     version: PromptVersion
     error: BaseException
     is_foreign: bool = False
-    is_passing: bool = False
+    retry_at: float = math.inf
     since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A version that an alias points at in the store and that is still on its way here. since: as in `Refusal`."""
+
+    version: PromptVersion
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
 class AliasTable:
     """The aliases as served. state: the store as last followed, which may be ahead of what is served.
 
-    refused: why an alias in the store is not served at the version it points at there.
+    refused: why an alias in the store is not served at the version it points at there. awaited: it will be, unless that
+    is refused.
     trials: versions on trial for an alias, and the targets that answer for them.
     """
 
     state: StoreState
     targets: Mapping[AliasKey, Target] = field(default_factory=lambda: MappingProxyType({}))
     refused: Mapping[AliasKey, Refusal] = field(default_factory=lambda: MappingProxyType({}))
+    awaited: Mapping[AliasKey, Awaited] = field(default_factory=lambda: MappingProxyType({}))
     trials: Mapping[AliasKey, tuple[Trial, Target]] = field(default_factory=lambda: MappingProxyType({}))
 
     def find(self, ref: PromptRef) -> Target | None:

@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from threading import Lock
 
 from promptstore.core.state import PromptVersion
@@ -15,6 +17,10 @@ from promptstore.store.rollout import Rollout
 logger = logging.getLogger(__name__)
 # What says nothing about the version that was asked.
 _NOT_ITS_FAULT = (OverloadedError, NotServingError, InvalidInputError)
+# Times are counted by size, in steps of a doubling, so that any number of them takes the same memory.
+_STEPS = 32
+_DOUBLINGS = 20
+_SHORTEST_S = 0.001
 
 
 @dataclass(slots=True)
@@ -23,16 +29,24 @@ class Tally:
 
     answers: int = 0
     failures: int = 0
-    seconds: float = 0.0
+    _times: list[int] = field(default_factory=lambda: [0] * (_DOUBLINGS * _STEPS), repr=False)
+
+    def answer(self, seconds: float) -> None:
+        step = math.floor(math.log2(max(1.0, seconds / _SHORTEST_S)) * _STEPS)
+        self._times[min(step, len(self._times) - 1)] += 1
+        self.answers += 1
 
     @property
-    def mean_s(self) -> float:
-        return self.seconds / self.answers if self.answers else 0.0
+    def median_s(self) -> float:
+        """To 2 %. Unlike a mean, a few answers that took minutes say nothing about it."""
+        passed = accumulate(self._times)
+        step = next((at for at, count in enumerate(passed) if 2 * count > self.answers), None)
+        return 0.0 if step is None else _SHORTEST_S * 2 ** ((step + 0.5) / _STEPS)
 
 
 @dataclass(slots=True, eq=False)
 class Trial:
-    """One rollout and how it goes here. Any thread may note; `is_over`: given up here, whatever the store says."""
+    """One rollout and how it goes here. Any thread may note. given_up: why it is over here, whatever the store says."""
 
     rollout: Rollout
     version: PromptVersion
@@ -40,14 +54,18 @@ class Trial:
     on_trial: Tally = field(default_factory=Tally)
     compared: int = 0
     agreed: int = 0
-    is_over: bool = False
+    given_up: str = ""
     _lock: Lock = field(default_factory=Lock)
 
+    @property
+    def is_over(self) -> bool:
+        return bool(self.given_up)
+
     def takes(self, key: str) -> bool:
-        """Whether a caller's requests go to the version on trial: always the same for one key and rollout."""
+        """Whether a caller's requests go to the version on trial: always alike, and a larger share only adds keys."""
         if self.is_over or self.rollout.mode != "share":
             return False
-        text = f"{self.rollout.task}@{self.rollout.alias} {self.rollout.commit} {key}"
+        text = f"{self.rollout.task}@{self.rollout.alias} {self.rollout.number} {key}"
         point = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
         return point < self.rollout.share
 
@@ -56,9 +74,15 @@ class Trial:
             return
         with self._lock:
             tally = self.on_trial if is_on_trial else self.in_place
-            tally.answers += error is None
-            tally.failures += error is not None
-            tally.seconds += seconds
+            if error is None:
+                tally.answer(seconds)
+            else:
+                tally.failures += 1
+
+    def refuse(self) -> None:
+        """Notes an input that the version on trial does not take, and the one in place does."""
+        with self._lock:
+            self.on_trial.failures += 1
 
     def compare(self, in_place: str, on_trial: str) -> None:
         """Notes one input's answer, a label or a text, under both versions."""
@@ -75,9 +99,8 @@ class Trial:
         if tally.failures > bounds.max_error_rate * asked:
             return f"{tally.failures} of {asked} answers failed, bound {bounds.max_error_rate:.2%}"
         is_comparable = self.in_place.answers >= bounds.min_answers and tally.answers > 0
-        if is_comparable and tally.mean_s > bounds.max_latency_ratio * self.in_place.mean_s:
-            ratio = tally.mean_s / self.in_place.mean_s
-            return f"answers take {ratio:.2f} times as long, bound {bounds.max_latency_ratio:g}"
+        if is_comparable and (ratio := tally.median_s / self.in_place.median_s) > bounds.max_latency_ratio:
+            return f"answers take {ratio:.1f} times as long, bound {bounds.max_latency_ratio:g}"
         agreement = self.agreed / self.compared if self.compared else 1.0
         if bounds.min_agreement is not None and agreement < bounds.min_agreement:
             return f"answers agree in {agreement:.1%}, bound {bounds.min_agreement:.1%}"
@@ -94,24 +117,36 @@ class TrialJudge:
         self._abort = abort
         self._metrics = metrics
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="abort")
+        self._unwritten: dict[Rollout, Future[None]] = {}
 
     def judge(self, trial: Trial) -> None:
         why = "" if trial.is_over else trial.breach()
         if not why:
             return
-        trial.is_over = True
+        trial.given_up = why
         rollout = trial.rollout
         self._metrics.given_up.labels(rollout.task, rollout.alias, str(rollout.number)).inc()
         logger.error("%s on trial for %s is given up: %s", trial.version, rollout.alias, why)
-        self._writing.submit(self._write, rollout, why)
+        self.insist(trial)
+
+    def insist(self, trial: Trial) -> None:
+        """Writes again what the store has not taken: to be called as long as it has a trial going on that is over here.
+
+        Otherwise other replicas, and this one after a restart, would go on with it.
+        """
+        before = self._unwritten.get(trial.rollout)
+        if trial.is_over and (before is None or before.done()):
+            is_first = before is None
+            self._unwritten[trial.rollout] = self._writing.submit(self._write, trial, is_first=is_first)
 
     def close(self) -> None:
         self._writing.shutdown(wait=True)
 
-    def _write(self, rollout: Rollout, why: str) -> None:
+    def _write(self, trial: Trial, *, is_first: bool) -> None:
         try:
-            self._abort(rollout, why)
+            self._abort(trial.rollout, trial.given_up)
         except NotFoundError:
             return
         except PromptStoreError as error:
-            logger.warning("the rollout of %s:%d stays in the store: %s", rollout.task, rollout.number, error)
+            if is_first:
+                logger.warning("the rollout of %s goes on in the store, to be tried again: %s", trial.version, error)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from promptstore.core.ref import DEFAULT_ALIAS, PromptRef
 from promptstore.core.state import Attestation, PromptVersion, StoreState, TaskState
+from promptstore.core.task import TaskSpec
 from promptstore.errors import ConflictError, InvalidInputError, NotFoundError, RefusedError
 from promptstore.store.promotion import Promotion, Statement
 from promptstore.store.prompt_store import PromptStore
@@ -24,8 +25,8 @@ AliasKey = tuple[str, str]
 class Bounds:
     """When a server gives a rollout up by itself, judged once the version on trial has given `min_answers`.
 
-    max_error_rate: share of failed answers. max_latency_ratio: mean seconds, against the version in place.
-    min_agreement: share of equal answers in a shadow; `None` is no bound.
+    max_error_rate: share of failed answers. max_latency_ratio: median seconds, against the version in place.
+    min_agreement: share of equal answers, in a shadow only; `None` is no bound.
     """
 
     min_answers: int = 100
@@ -51,7 +52,7 @@ class Rollout:
 
 
 def active_rollouts(state: StoreState) -> Mapping[AliasKey, Rollout]:
-    """Every rollout that was started and neither finished nor aborted, and whose version the alias is not at yet."""
+    """Every rollout that was started and neither finished nor aborted; any move of the alias since has ended it."""
     found: dict[AliasKey, Rollout] = {}
     for task in state.tasks.values():
         for alias, said in _latest(task).items():
@@ -59,7 +60,7 @@ def active_rollouts(state: StoreState) -> Mapping[AliasKey, Rollout]:
             is_on_trial = statement.body.get("state") == "started" and not version.is_expired
             if is_on_trial and task.aliases.get(alias) not in {None, version.number}:
                 rollout = _read(task.name, alias, version.number, statement)
-                if rollout is not None:
+                if rollout is not None and _moved_in(task, alias) <= _seen_in(statement):
                     found[task.name, alias] = rollout
     return found
 
@@ -78,13 +79,21 @@ def start_rollout(
     """Puts a version on trial for `alias`. force: a protected alias's traffic may reach it without a passing gate.
 
     Raises:
-        InvalidInputError: a share, mode or bound out of range.
+        InvalidInputError: a share, mode or bound out of range, or callers would have to ask the version in another way
+            than the one in place: another kind of task, other input fields or labels.
         NotFoundError: no such version, or the alias points at nothing: promote first.
-        ConflictError: the alias points at this version already, or another one is on trial for it.
+        ConflictError: the alias points at this version already, another one is on trial for it, or it was moved
+            meanwhile.
+        CorruptError: the bytes that say what one of them is asked are damaged.
         RefusedError: the alias is protected and the version has no passing gate; a shadow needs none.
     """
     bounds = bounds or Bounds()
     _check(mode, share, bounds)
+    if mode != "shadow" and bounds.min_agreement is not None:
+        raise InvalidInputError(
+            "min_agreement needs a shadow: under a share each request is answered by one version alone, so there is "
+            "nothing to compare; start it as a shadow, or leave the bound out"
+        )
     state = store.refresh()
     version = state.resolve(PromptRef.parse(ref) if isinstance(ref, str) else ref)
     current = state.resolve(PromptRef(version.task, alias=alias))
@@ -95,13 +104,22 @@ def start_rollout(
         raise ConflictError(
             f"{version.task}:{running.number} is on trial for {version.task}@{alias}; finish or abort that first"
         )
+    _check_alike(store, current, version)
     needs_gate = mode == "share" and alias in state.protected_aliases and not force
     if needs_gate and not version.has_passed_gate:
         raise RefusedError(
             f"{version.task}@{alias} is protected and {version} has no passing gate; run the gate, try it as a shadow, "
             "or force the rollout with a reason"
         )
-    body = {"alias": alias, "state": "started", "mode": mode, "share": float(share), "bounds": _bounds_json(bounds)}
+    body = {
+        "alias": alias,
+        "state": "started",
+        "mode": mode,
+        "share": float(share),
+        "bounds": _bounds_json(bounds),
+        # Without it the same rollout after a move would be the same statement, and saying that again adds nothing.
+        "seen": _moved_in(state.task(version.task), alias),
+    }
     store.attest(PromptRef(version.task, number=version.number), KIND, body, reason=reason)
     started = active_rollouts(store.state).get((version.task, alias))
     if started is None:
@@ -141,6 +159,17 @@ def _running(store: PromptStore, task: str, alias: str) -> Rollout:
     return rollout
 
 
+def _moved_in(task: TaskState, alias: str) -> int:
+    """The commit of the alias's last move."""
+    return max((move.commit for move in task.moves if move.alias == alias), default=0)
+
+
+def _seen_in(started: Attestation) -> int:
+    """The last move of the alias that whoever started the rollout knew of; earlier writers did not say which."""
+    seen = started.body.get("seen", started.commit)
+    return seen if isinstance(seen, int) else 0
+
+
 def _latest(task: TaskState) -> Mapping[str, tuple[PromptVersion, Attestation]]:
     """By alias, the last statement of this kind about any version."""
     latest: dict[str, tuple[PromptVersion, Attestation]] = {}
@@ -176,6 +205,25 @@ def _check(mode: str, share: float, bounds: Bounds) -> None:
         raise InvalidInputError(f"rollout bounds are {bounds}: at least 1 answer, and no negative bound")
     if agreement is not None and not 0 <= agreement <= 1:
         raise InvalidInputError(f"rollout bound min_agreement is {agreement!r}, expected 0 to 1")
+
+
+def _check_alike(store: PromptStore, current: PromptVersion, version: PromptVersion) -> None:
+    before, after = (_asked(store.manifest(each.digest).task) for each in (current, version))
+    other = [after[what] for what in after if after[what] != before[what]]
+    if other:
+        raise InvalidInputError(
+            f"{version} has the {' and the '.join(other)}, unlike {current}, so requests for it would fail or be "
+            "misread; tell its callers and promote it, or give it an alias of its own"
+        )
+
+
+def _asked(task: TaskSpec) -> Mapping[str, str]:
+    """What a caller has to know of a task; template and verbalisers are nothing to it."""
+    return {
+        "kind": f"kind {task.kind}",
+        "fields": f"input fields {', '.join(sorted(task.template_fields))}",
+        "labels": f"labels {', '.join(sorted(task.label_names))}",
+    }
 
 
 def _bounds_json(bounds: Bounds) -> Mapping[str, Any]:

@@ -126,9 +126,11 @@ def _live(
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[LiveServer]:
     abort = partial(_abort, store)
+    body = body or BodyLimits()
+    http = patient_protocol(body.receive_s, most=body.connections)
     with (
         serving(store, engine, options, keys=keys, abort=abort, tracer=tracer, clock=clock) as context,
-        listening(create_app(context, limits=body), http=patient_protocol((body or BodyLimits()).receive_s)) as url,
+        listening(create_app(context, limits=body), http=http) as url,
     ):
         yield LiveServer(url, context)
 

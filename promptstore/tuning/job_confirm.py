@@ -24,12 +24,18 @@ class Confirmation:
 
 
 def confirm_promotion(
-    store: PromptStore, outcome: GateOutcome, *, servers: Sequence[str] = (), timeout_s: float = 30.0
+    store: PromptStore,
+    outcome: GateOutcome,
+    *,
+    servers: Sequence[str] = (),
+    timeout_s: float = 30.0,
+    api_key: str | None = None,
 ) -> Confirmation:
     """Look again, as a reader would: does the alias name the version, are its bytes whole, and do `servers` serve it?
 
     servers: their URLs. One that refuses the version still when `timeout_s` is over breaks the promotion; one that
     cannot be asked, or has not looked at the store since, is named and breaks nothing.
+    api_key: what servers that ask for keys tell their state for.
 
     Raises:
         StoreUnavailableError: the store cannot be read now.
@@ -45,7 +51,7 @@ def confirm_promotion(
     except PromptStoreError as error:
         return Confirmation("broken", str(error))
     deadline = time.monotonic() + timeout_s
-    heard = [_hear(url, outcome, store.state.number, deadline) for url in servers]
+    heard = [_hear(url, outcome, store.state.number, deadline, api_key) for url in servers]
     if refusals := [f"{each.url} refuses it: {each.refusal}" for each in heard if each.refusal is not None]:
         return Confirmation("broken", "; ".join(refusals))
     said = [f"{each.url} {'serves it' if each.problem is None else each.problem}" for each in heard]
@@ -61,9 +67,9 @@ class _Heard:
     problem: str | None = None
 
 
-def _hear(url: str, outcome: GateOutcome, commit: int, deadline: float) -> _Heard:
+def _hear(url: str, outcome: GateOutcome, commit: int, deadline: float, api_key: str | None) -> _Heard:
     """commit: of the log, which the server must have seen."""
-    with Client(url, timeout_s=ANSWER_WITHIN_S, retries=NO_RETRIES) as client:
+    with Client(url, api_key=api_key, timeout_s=ANSWER_WITHIN_S, retries=NO_RETRIES) as client:
         while True:
             heard = _hear_once(client, url, outcome, commit)
             if heard == _Heard(url) or time.monotonic() >= deadline:
@@ -80,4 +86,7 @@ def _hear_once(client: Client, url: str, outcome: GateOutcome, commit: int) -> _
         return _Heard(url, problem=f"has not seen commit {commit} yet")
     wanted = (outcome.task, outcome.alias, outcome.number)
     reasons = [each["reason"] for each in state["refused"] if (each["task"], each["alias"], each["version"]) == wanted]
-    return _Heard(url, refusal=reasons[0] if reasons else None)
+    if reasons:
+        return _Heard(url, refusal=reasons[0])
+    is_awaited = wanted in [(each["task"], each["alias"], each["version"]) for each in state.get("awaited", ())]
+    return _Heard(url, problem="has not loaded it yet" if is_awaited else None)

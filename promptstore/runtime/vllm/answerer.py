@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,8 @@ class VllmLimits:
     """queued: jobs that may wait here; more are refused at once. sent: jobs at vLLM at one time, which queues as well.
 
     queue_timeout_s: a job that waited longer is refused instead of answered too late.
-    watch_s: how often vLLM is asked whether it is well and still serves the same model.
+    watch_s: how often vLLM is asked whether it is well and still serves the same model, and jobs whether they are
+    cancelled.
     """
 
     queued: int = 512
@@ -49,22 +49,20 @@ class VllmAnswerer:
         check: ModelCheck,
         asking: Asking,
         limits: VllmLimits | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._server = server
         self._check = check
         self._asking = asking
         self._limits = limits or VllmLimits()
-        self._clock = clock
         self._changed = Condition()
         self._pending = 0
+        self._waiting: set[Job] = set()
         self._sent = 0
         self._is_accepting = True
         self._problem: str | None = f"vLLM at {server.url} was not asked yet; repeat the request in a moment"
         self._mismatch: IncompatibleModelError | None = None
         self._served: ServedModel | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Job, asyncio.Task[None]] = {}
         self._has_looked = Event()
         self._loop = asyncio.new_event_loop()
         self._room = asyncio.Semaphore(self._limits.sent)
@@ -85,7 +83,7 @@ class VllmAnswerer:
 
     @property
     def queued(self) -> int:
-        return self._pending - self._sent
+        return len(self._waiting)
 
     @property
     def running(self) -> int:
@@ -102,17 +100,27 @@ class VllmAnswerer:
 
     def submit(self, jobs: Sequence[Job]) -> None:
         with self._changed:
-            if not self._is_accepting:
-                raise NotServingError("this server is shutting down; repeat the request, another one will answer")
-            if (problem := self.problem) is not None:
-                raise NotServingError(problem)
-            if self.queued + len(jobs) > self._limits.queued:
-                raise OverloadedError(
-                    f"{self.queued} inputs wait already and at most {self._limits.queued} may; "
-                    f"repeat the request with its {len(jobs)} inputs in a moment"
-                )
+            self._require_room(len(jobs))
             self._pending += len(jobs)
-            self._loop.call_soon_threadsafe(self._begin, list(jobs), self._clock())
+            self._waiting.update(jobs)
+            self._loop.call_soon_threadsafe(self._begin, list(jobs))
+
+    def check(self, count: int) -> None:
+        with self._changed:
+            self._require_room(count)
+
+    def _require_room(self, count: int) -> None:
+        if not self._is_accepting:
+            raise NotServingError("this server is shutting down; repeat the request, another one will answer")
+        if (problem := self.problem) is not None:
+            raise NotServingError(problem)
+        if self.queued + count > self._limits.queued:
+            self._waiting = {job for job in self._waiting if not job.is_cancelled}
+        if self.queued + count > self._limits.queued:
+            raise OverloadedError(
+                f"{self.queued} inputs wait already and at most {self._limits.queued} may; "
+                f"repeat the request in a moment, {count} more are too many now"
+            )
 
     def call(self, work: Callable[[], Result]) -> Future[Result]:
         future: Future[Result] = Future()
@@ -137,9 +145,9 @@ class VllmAnswerer:
 
     def _run(self) -> None:
         try:
-            watching = self._loop.create_task(self._watch())
+            watching = [self._loop.create_task(work()) for work in (self._watch, self._give_up)]
             self._loop.run_forever()
-            tasks = [watching, *self._tasks]
+            tasks = [*watching, *self._tasks.values()]
             for task in tasks:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
@@ -178,39 +186,58 @@ class VllmAnswerer:
             logger.log(logging.INFO if problem is None else logging.WARNING, "%s", problem or "vLLM answers")
         self._problem = problem
 
-    def _begin(self, jobs: Sequence[Job], queued_at: float) -> None:
+    async def _give_up(self) -> None:
+        """Ends what nobody waits for any more, here or at vLLM."""
+        while True:
+            await asyncio.sleep(self._limits.watch_s)
+            for job, task in self._tasks.items():
+                if job.is_cancelled:
+                    task.cancel()
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            task = self._loop.create_task(self._answer(job, queued_at))
-            self._tasks.add(task)
+            task = self._tasks[job] = self._loop.create_task(self._answer(job))
             task.add_done_callback(partial(self._end, job))
 
     def _end(self, job: Job, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
+        if task.cancelled() and not job.is_cancelled:
             job.deliver(Failed(NotServingError("the server shut down before it answered")))
-        self._tasks.discard(task)
+        del self._tasks[job]
         with self._changed:
             self._pending -= 1
+            self._waiting.discard(job)
             self._changed.notify_all()
 
-    async def _answer(self, job: Job, queued_at: float) -> None:
+    async def _answer(self, job: Job) -> None:
         """Delivers every event of `job`, a failure included."""
         try:
-            async with self._room:
-                self._sent += 1
-                try:
-                    await self._ask(job, queued_at)
-                finally:
-                    self._sent -= 1
+            async with self._place(job):
+                await self._ask(job)
         except Exception as error:  # noqa: BLE001 - the boundary between one job and the server
             if isinstance(error, NotServingError):
                 self._is_doubtful.set()
             job.deliver(Failed(error))
 
-    async def _ask(self, job: Job, queued_at: float) -> None:
+    @contextlib.asynccontextmanager
+    async def _place(self, job: Job) -> AsyncIterator[None]:
+        """One of the places at vLLM, in turn. Raises OverloadedError if none gets free in time."""
+        try:
+            async with asyncio.timeout(self._limits.queue_timeout_s):
+                await self._room.acquire()
+        except TimeoutError:
+            raise OverloadedError("the input waited too long; repeat the request in a moment") from None
+        with self._changed:
+            self._waiting.discard(job)
+        self._sent += 1
+        try:
+            yield
+        finally:
+            self._sent -= 1
+            self._room.release()
+
+    async def _ask(self, job: Job) -> None:
         if job.is_cancelled:
             return
-        if self._clock() - queued_at > self._limits.queue_timeout_s:
-            raise OverloadedError("the input waited too long; repeat the request in a moment")
         if (served := self._served) is None:
             raise NotServingError(self._problem or "vLLM went away; repeat the request in a moment")
         if isinstance(job, ScoreJob):

@@ -4,13 +4,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 
 from promptstore.lm.frozen import FrozenModel
-from promptstore.store.prompt_store import PromptStore
+from promptstore.serving.access import ApiKey, digest_key
+from promptstore.serving.loaded import LoadedPrompt
+from promptstore.store.prompt_store import PromptStore, PulledPrompt
 from promptstore.testing.flow_runner import FlowRunner
 from promptstore.testing.job_place import QUICK, JobPlace
 from promptstore.testing.served import SENTIMENT, live_server, new_store, publish_random
@@ -44,6 +46,37 @@ def test_servers_say_whether_they_took_it(model: FrozenModel) -> None:
         assert "was fitted to" in refused.explanation
 
 
+def test_a_server_that_is_still_loading_it_is_named_and_takes_nothing_back(model: FrozenModel) -> None:
+    store, is_over = new_store(), Event()
+    with live_server(store, model) as live:
+        follower = live.context.follower
+        loading = follower._load
+
+        def load(pulled: PulledPrompt) -> LoadedPrompt:
+            assert is_over.wait(30)
+            return loading(pulled)
+
+        follower._load, follower._ready_within_s = load, 0.0
+        outcome = promoted(store, model, seed=0)
+        follower.poll()
+        slow = confirm_promotion(store, outcome, servers=[live.url], timeout_s=0)
+        is_over.set()
+        taken = confirm_promotion(store, outcome, servers=[live.url], timeout_s=20)
+    assert (slow.state, f"{live.url} has not loaded it yet" in slow.explanation) == ("confirmed", True)
+    assert f"{live.url} serves it" in taken.explanation
+
+
+def test_a_server_that_asks_for_keys_tells_only_with_one(model: FrozenModel) -> None:
+    store = new_store()
+    keys = [ApiKey("confirming", digest_key("secret"), frozenset({"infer"}))]
+    with live_server(store, model, keys=keys) as live:
+        outcome = promoted(store, model, seed=0)
+        taken = confirm_promotion(store, outcome, servers=[live.url], timeout_s=20, api_key="secret")
+        assert f"{live.url} serves it" in taken.explanation
+        untold = confirm_promotion(store, outcome, servers=[live.url], timeout_s=0)
+        assert (untold.state, "only to callers with one of its keys" in untold.explanation) == ("confirmed", True)
+
+
 def test_a_server_that_cannot_be_asked_is_named_and_takes_nothing_back(model: FrozenModel) -> None:
     store = new_store()
     found = confirm_promotion(store, promoted(store, model, seed=0), servers=[NOBODY], timeout_s=0)
@@ -53,12 +86,14 @@ def test_a_server_that_cannot_be_asked_is_named_and_takes_nothing_back(model: Fr
 
 @contextmanager
 def server_that_refuses(version: int) -> Iterator[str]:
-    """The answer of a replica that cannot put the version on its device."""
+    """The answer of a replica that cannot put the version on its device, and tells so only to those with its key."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             refused = {"task": "sst2", "alias": "production", "version": version, "reason": "no room on the device"}
-            body = json.dumps({"store": {"commit": 1 << 30}, "refused": [refused], "trials": []}).encode()
+            told = {"store": {"commit": 1 << 30}, "refused": [refused], "trials": []}
+            is_known = self.headers["authorization"] == "Bearer secret"
+            body = json.dumps(told if is_known else {"status": "ready"}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -79,7 +114,8 @@ def test_what_a_server_refuses_is_taken_back(model: FrozenModel, place: JobPlace
     place.tune(model, place.task("sst2"), job="second", **{**QUICK, "seed": 1})
     asked = {"task_file": str(place.task_file("sst2")), "gate": {"max_drop": 1, "alpha": 1e-9}}
     with server_that_refuses(2) as url:
-        told = {**runner.environment, "PROMPTSTORE_CONFIRM_AT": url, "PROMPTSTORE_CONFIRM_TIMEOUT_S": "1"}
+        told = {"PROMPTSTORE_CONFIRM_AT": url, "PROMPTSTORE_CONFIRM_TIMEOUT_S": "1", "PROMPTSTORE_API_KEY": "secret"}
+        told = {**runner.environment, **told}
         ended = FlowRunner(runner.folder, told).run("promote", ref="sst2:2", **asked)
     assert ended.code == 1
     assert f"sst2:2 was taken back: {url} refuses it: no room on the device" in ended.error

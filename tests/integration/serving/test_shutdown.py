@@ -1,4 +1,4 @@
-"""A real server process under load, told to stop."""
+"""A real server process: with the bounds it was given, under load, told to stop."""
 
 import os
 import signal
@@ -17,6 +17,7 @@ import pytest
 from promptstore.objects.local import LocalObjectStore
 from promptstore.testing.served import ANSWER, SENTIMENT, new_store, publish_random
 from promptstore.testing.tiny_models import tiny_llama
+from promptstore.testing.vllm.fake import Faults, VllmFake
 
 ASK = {"model": "sentiment", "input": "a great film"}
 
@@ -163,3 +164,16 @@ def test_a_port_that_is_taken_is_one_clear_message_and_no_wait(place: Path) -> N
         said = process.stderr.read()
     assert "choose another --port" in said
     assert "Traceback" not in said
+
+
+def test_bounds_hold_in_front_of_vllm_as_well(place: Path) -> None:
+    port, fake = _free_port(), VllmFake(tiny_llama(), root=str(place / "model"))
+    fake.start()
+    bounds = ("--max-queued", "2", "--vllm-timeout", "0.3")
+    with _server(place, port, "--engine", "vllm", "--vllm-url", fake.url, *bounds) as process:
+        _wait_until_ready(port, process)
+        fake.faults = Faults(silence_s=2.0)
+        for inputs, status, says in ((["x"] * 3, 429, "at most 2 may"), (["x"], 503, "did not answer in time")):
+            answer = httpx.post(f"http://127.0.0.1:{port}/v1/classify", json={**ASK, "input": inputs}, timeout=30)
+            assert (answer.status_code, says in answer.json()["error"]["message"]) == (status, True)
+    fake.stop()

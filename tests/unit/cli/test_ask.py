@@ -26,7 +26,9 @@ def test_ask_labels_or_writes_as_the_task_does() -> None:
 REFS = ("sentiment", "answer")
 
 
-@pytest.mark.parametrize("flag", ["--max-queued", "--max-body-bytes", "--max-texts", "--device-mib"])
+@pytest.mark.parametrize(
+    "flag", ["--max-queued", "--queue-timeout", "--max-batch", "--max-body-bytes", "--max-texts", "--device-mib"]
+)
 def test_a_bound_of_nothing_is_a_mistake_in_the_command(flag: str) -> None:
     done = CliRunner().invoke(app, ["serve", flag, "0"])
     assert done.exit_code == 2

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from promptstore.client import AsyncClient, Client, Retries
+from promptstore.client.attempts import Attempts
 from promptstore.errors import (
     IncompatibleModelError,
     InvalidInputError,
@@ -91,6 +92,15 @@ def test_a_stream_gives_the_pieces_of_the_completion(client: Client) -> None:
     assert whole.reason == "length"
 
 
+@pytest.mark.parametrize("ref", ["answer", "sentiment"])
+def test_a_completion_says_whether_its_input_was_cut(client: Client, server: LiveServer, ref: str) -> None:
+    assert [client.complete(ref, text).is_truncated for text in ("why ?", "why ? " * 2000)] == [False, True]
+    chat = {"model": ref, "messages": [{"role": "user", "content": "why ? " * 2000}], "stream": True}
+    headers = {"authorization": "Bearer secret"}
+    streamed = httpx.post(f"{server.url}/v1/chat/completions", json=chat, headers=headers, timeout=60).text
+    assert json.loads(streamed.splitlines()[0].removeprefix("data: "))["promptstore"]["is_truncated"] is True
+
+
 def test_models_are_listed(client: Client) -> None:
     assert [each["id"] for each in client.models()] == ["answer", "entailment", "sentiment", "topic"]
 
@@ -150,6 +160,13 @@ def test_a_wrong_key_is_refused_at_once(server: LiveServer) -> None:
         client.models()
 
 
+def test_what_a_server_tells_only_with_a_key_is_an_error_without_one(server: LiveServer, client: Client) -> None:
+    assert client.state()["store"]["commit"] > 0
+    assert client.trials() == []
+    with Client(server.url) as stranger, pytest.raises(RefusedError, match="give api_key"):
+        stranger.trials()
+
+
 @pytest.mark.parametrize(
     "passing", [_failure(429), _failure(503), httpx.ConnectError("refused"), httpx.ReadTimeout("")]
 )
@@ -182,11 +199,31 @@ def test_what_does_not_pass_is_raised_after_as_many_attempts_as_make_sense(
 
 
 def test_the_server_may_ask_for_a_longer_wait() -> None:
-    from promptstore.client.attempts import Attempts
+    assert Attempts(QUICK).wait_after_answer(_busy("7")) == 7.0
 
-    answer = _failure(429, **{"retry-after": "7"})
+
+@pytest.mark.parametrize("asked", ["86400", "9" * 400])
+def test_a_server_that_asks_for_a_day_is_asked_again_within_the_clients_own_bound(asked: str) -> None:
+    assert Attempts(QUICK).wait_after_answer(_busy(asked)) == QUICK.longest_wait_s
+
+
+def test_all_attempts_together_have_a_deadline() -> None:
+    now = [0.0]
+    attempts = Attempts(Retries(attempts=100, deadline_s=25.0), clock=lambda: now[0])
+    for _ in range(2):
+        now[0] += attempts.wait_after_answer(_busy("10"))
+    assert now[0] == 20.0
+    with pytest.raises(OverloadedError):
+        attempts.wait_after_answer(_busy("10"))
+    now[0] = 25.0
+    with pytest.raises(NotServingError):
+        attempts.wait_after_failure(httpx.ReadTimeout(""), httpx.URL("http://test"))
+
+
+def _busy(retry_after: str) -> httpx.Response:
+    answer = _failure(429, **{"retry-after": retry_after})
     answer.request = httpx.Request("GET", "http://test")
-    assert Attempts(QUICK).wait_after_answer(answer) == 7.0
+    return answer
 
 
 @pytest.mark.parametrize("end", ['data: {"error": {"message": "gone"}}\n\n', ""])

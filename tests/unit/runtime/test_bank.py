@@ -3,6 +3,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.bank import Budgets, PromptBank
 from promptstore.runtime.cached import CachedDecoding
+from promptstore.runtime.recomputed import RecomputedDecoding
+from promptstore.runtime.row import PreparedPrompt
 from promptstore.runtime.spill import DiskSpill
 from promptstore.testing.engine_rig import RigSource, digest_of, random_prompt
 from promptstore.testing.tiny_models import tiny_llama
@@ -99,7 +102,7 @@ def test_the_least_recently_used_leaves_the_device_first_and_pinned_ones_last(mo
 
 
 def test_what_comes_back_from_host_and_disk_is_what_left(model: FrozenModel, tmp_path: Path) -> None:
-    spill = DiskSpill(tmp_path, model, budget_bytes=1 << 30)
+    spill = DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30)
     bank = _bank(model, on_device=1, on_host=1, spill=spill)
     _hold_all(bank, model)
     before = {digest: bank.prepared(digest) for digest in DIGESTS}
@@ -140,6 +143,19 @@ def test_the_bytes_reported_are_those_of_what_is_kept(model: FrozenModel) -> Non
     assert set(bank._entries) >= {DIGESTS[5]}
 
 
+def test_a_prompt_that_is_let_go_while_it_is_prepared_leaves_nothing_behind(model: FrozenModel) -> None:
+    class LeavingMeanwhile(CachedDecoding):
+        def prepare(self, *given: Any, **named: Any) -> PreparedPrompt:
+            bank.release(DIGESTS[0])
+            return super().prepare(*given, **named)
+
+    bank = PromptBank[RigSource](model, LeavingMeanwhile(model), budgets=Budgets(host_bytes=1))
+    bank.hold(DIGESTS[0], lambda: _source(model, DIGESTS[0]))
+    assert bank.prepared(DIGESTS[0]).size_bytes > 0
+    assert bank.tier(DIGESTS[0]) is None
+    assert bank.size_bytes == {"device": 0, "host": 0, "disk": 0}
+
+
 def test_a_hold_looks_at_no_other_prompt(model: FrozenModel) -> None:
     """With thousands of prompts in a server, what each request does must not go through them all."""
     bank = PromptBank[RigSource](model, CachedDecoding(model), budgets=Budgets(host_bytes=1))
@@ -161,7 +177,7 @@ def test_a_hold_looks_at_no_other_prompt(model: FrozenModel) -> None:
 
 def test_a_disk_that_takes_nothing_costs_no_answer(model: FrozenModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("where the folder should be")
-    spill = DiskSpill(tmp_path / "file" / "folder", model, budget_bytes=1 << 30)
+    spill = DiskSpill(tmp_path / "file" / "folder", model, CachedDecoding(model), budget_bytes=1 << 30)
     bank = _bank(model, on_device=1, on_host=0, spill=spill)
     _hold_all(bank, model)
     for digest in DIGESTS * 2:
@@ -176,28 +192,40 @@ def test_what_a_killed_process_left_half_written_is_removed_in_time(model: Froze
     for path in torn:
         path.write_bytes(b"half")
     os.utime(torn[0], (0, 0))
-    DiskSpill(tmp_path, model, budget_bytes=1 << 30).put(DIGESTS[0], prepared)
+    DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30).put(DIGESTS[0], prepared)
     assert [path.exists() for path in torn] == [False, True]
 
 
 def test_a_spill_of_an_earlier_process_is_used_again(model: FrozenModel, tmp_path: Path) -> None:
     prepared = CachedDecoding(model).prepare(torch.ones(4, model.hidden_size), (5, 6))
-    DiskSpill(tmp_path, model, budget_bytes=1 << 30).put(DIGESTS[0], prepared)
-    found = DiskSpill(tmp_path, model, budget_bytes=1 << 30).get(DIGESTS[0])
+    DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30).put(DIGESTS[0], prepared)
+    found = DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30).get(DIGESTS[0])
     assert found is not None
     assert found.prefix_ids == (5, 6)
     assert torch.equal(found.tensors["keys"], prepared.tensors["keys"])
 
 
-def test_a_spill_is_never_read_for_another_model_or_dtype(model: FrozenModel, tmp_path: Path) -> None:
+def test_a_spill_is_never_read_for_another_model(model: FrozenModel, tmp_path: Path) -> None:
     prepared = CachedDecoding(model).prepare(torch.ones(4, model.hidden_size), ())
-    DiskSpill(tmp_path, model, budget_bytes=1 << 30).put(DIGESTS[0], prepared)
-    assert DiskSpill(tmp_path, tiny_llama(seed=1), budget_bytes=1 << 30).get(DIGESTS[0]) is None
+    DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30).put(DIGESTS[0], prepared)
+    other = tiny_llama(seed=1)
+    assert DiskSpill(tmp_path, other, CachedDecoding(other), budget_bytes=1 << 30).get(DIGESTS[0]) is None
+
+
+def test_a_spill_is_read_by_the_code_that_wrote_it_and_no_other(
+    model: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tensors of one way of decoding, or of one release, mean nothing to another, whatever their names."""
+    prepared = CachedDecoding(model).prepare(torch.ones(4, model.hidden_size), ())
+    DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30).put(DIGESTS[0], prepared)
+    assert DiskSpill(tmp_path, model, RecomputedDecoding(model), budget_bytes=1 << 30).get(DIGESTS[0]) is None
+    monkeypatch.setattr("importlib.metadata.Distribution.version", property(lambda _: "0.0.1"))
+    assert DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30).get(DIGESTS[0]) is None
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_a_damaged_spill_is_dropped_and_computed_again(model: FrozenModel, tmp_path: Path, damage: str) -> None:
-    spill = DiskSpill(tmp_path, model, budget_bytes=1 << 30)
+    spill = DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30)
     spill.put(DIGESTS[0], CachedDecoding(model).prepare(torch.ones(4, model.hidden_size), ()))
     (path,) = tmp_path.glob("*.safetensors")
     data = bytearray(path.read_bytes())
@@ -215,9 +243,9 @@ def test_a_damaged_spill_is_dropped_and_computed_again(model: FrozenModel, tmp_p
 
 def test_a_spill_keeps_within_its_budget_and_drops_the_least_recently_used(model: FrozenModel, tmp_path: Path) -> None:
     prepared = CachedDecoding(model).prepare(torch.ones(4, model.hidden_size), ())
-    spill = DiskSpill(tmp_path, model, budget_bytes=1 << 30)
+    spill = DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30)
     spill.put(DIGESTS[0], prepared)
-    small = DiskSpill(tmp_path / "small", model, budget_bytes=int(2.5 * spill.size_bytes))
+    small = DiskSpill(tmp_path / "small", model, CachedDecoding(model), budget_bytes=int(2.5 * spill.size_bytes))
     for digest in DIGESTS[:2]:
         small.put(digest, prepared)
     assert small.get(DIGESTS[0]) is not None

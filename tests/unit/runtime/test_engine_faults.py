@@ -10,6 +10,7 @@ from promptstore.errors import CorruptError, NotServingError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.cached import CachedDecoding, PackedDecoding
 from promptstore.runtime.decoding import choose_decoding
+from promptstore.runtime.job import Event, Generated, GenerateJob
 from promptstore.runtime.recomputed import RecomputedDecoding
 from promptstore.runtime.row import Decoding, PreparedPrompt, Row, RunningRows
 from promptstore.runtime.sampling import Sampling
@@ -174,3 +175,28 @@ def test_a_cancelled_answer_leaves_the_batch_and_the_others_go_on(model: FrozenM
     assert asked[1][1].ends == 0
     for row in (0, 2):
         assert asked[row][1].text == plain.answer(plain.generate("p", [5, 6, 7 + row], Sampling(8))).text
+
+
+@pytest.mark.parametrize("at_token", [1, 2])
+@pytest.mark.parametrize("is_told", [True, False])
+def test_an_answer_that_cannot_be_delivered_ends_alone_and_the_others_stay_in_step(
+    model: FrozenModel, at_token: int, is_told: bool
+) -> None:
+    rig = _rig(model, CachedDecoding(model))
+    asked = [rig.generate("p", [5, 6, 7 + row], Sampling(8)) for row in range(3)]
+    job, answer = asked[1]
+
+    def deliver(event: Event) -> None:
+        is_lost = len(answer.tokens) + 1 == at_token if isinstance(event, Generated) else not is_told
+        if is_lost:
+            raise ValueError("no such character")
+        answer.take(event)
+
+    broken = GenerateJob(job.digest, job.input_ids, job.sampling, deliver)
+    rig.engine.start([asked[0][0], broken, asked[2][0]])
+    rig.run()
+    assert (len(answer.tokens), answer.ends) == (at_token - 1, int(is_told))
+    plain = _rig(model, CachedDecoding(model))
+    for row in (0, 2):
+        own = plain.answer(plain.generate("p", [5, 6, 7 + row], Sampling(8)))
+        assert (asked[row][1].token_ids, asked[row][1].ends) == (own.token_ids, 1)

@@ -54,7 +54,7 @@ def test_it_is_kept_on_the_host_and_on_disk_like_any_prompt(tmp_path: Path) -> N
     model = tiny_llama()
     together = SoftPrompt.together(list(members(model).values()), "vote")
     size = 3 * CachedDecoding(model).prepare(torch.zeros(6, model.hidden_size), ()).size_bytes
-    spill = DiskSpill(tmp_path, model, budget_bytes=1 << 30)
+    spill = DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30)
     rig = EngineRig(
         model,
         CachedDecoding(model),

@@ -59,6 +59,17 @@ def test_cancelled_jobs_take_no_place_in_a_batch() -> None:
     assert list(queue.take_batch(BatchLimits(rows=4))) == [jobs[1], jobs[3]]
 
 
+def test_cancelled_jobs_leave_with_the_batch_that_looks_past_them() -> None:
+    queue = _queue([5] * 6)
+    jobs = queue.take_all()
+    for at, job in enumerate(jobs):
+        job.is_cancelled = at in {2, 3, 4}
+        queue.add(job, now=0.0)
+    assert list(queue.take_batch(BatchLimits(rows=2))) == jobs[:2]
+    assert len(queue) == 1
+    assert list(queue.take_batch(BatchLimits(rows=2))) == jobs[5:]
+
+
 def test_expired_jobs_leave_in_order() -> None:
     queue = _queue([1, 2, 3, 4])
     assert [len(job.input_ids) for job in queue.take_expired(before=2.0)] == [1, 2]

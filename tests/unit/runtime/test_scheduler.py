@@ -128,6 +128,25 @@ def test_a_full_queue_refuses_a_whole_request_and_keeps_what_it_has() -> None:
         _wait("the queued are answered", [blocker_answer, *(answer for _, answer in waiting)])
 
 
+def test_jobs_that_nobody_waits_for_keep_no_place_in_the_queue() -> None:
+    engine = StubEngine()
+    engine.gate.clear()
+    with _running(engine, SchedulerLimits(queued=3, wait_s=0.0)) as scheduler:
+        scheduler.submit([_score()[0]])
+        assert engine.is_inside.wait(5)
+        waiting = [_score() for _ in range(3)]
+        scheduler.submit([job for job, _ in waiting])
+        for job, _ in waiting[1:]:
+            job.is_cancelled = True
+        others = [_score(), _score()]
+        scheduler.submit([job for job, _ in others])
+        with pytest.raises(OverloadedError, match="3 inputs wait"):
+            scheduler.submit([_score()[0]])
+        engine.gate.set()
+        _wait("those that are waited for are answered", [waiting[0][1], *(answer for _, answer in others)])
+    assert [answer.ends for _, answer in waiting] == [1, 0, 0]
+
+
 def test_a_job_that_waited_too_long_is_refused_not_answered_late() -> None:
     engine = StubEngine()
     engine.gate.clear()

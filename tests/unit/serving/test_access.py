@@ -1,29 +1,52 @@
+import time
+from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import iter_route_contexts
 
 from promptstore.errors import InvalidInputError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.serving.access import Access, ApiKey, digest_key, new_key, read_keys
+from promptstore.serving.app import create_app
 from promptstore.serving.failures import RequestRefusedError
+from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.options import ServerOptions
-from promptstore.testing.served import live_server, store_of
+from promptstore.testing.served import LiveServer, live_server, store_of
 
 INFER = ApiKey("infer", digest_key("infer-key"), frozenset({"infer"}))
 ADMIN = ApiKey("admin", digest_key("admin-key"), frozenset({"infer", "admin"}))
 
 
+BUSY = ApiKey("busy", digest_key("busy-key"), frozenset({"infer"}), requests_per_minute=5)
+# What says nothing of the store: whether the process is well, and files that are the same for everybody.
+OPEN = {"/healthz", "/readyz", "/", "/console", "/console/{name:path}"}
+
+
 @pytest.fixture(scope="module")
-def client(model: FrozenModel) -> Iterator[httpx.Client]:
-    with live_server(store_of(model), model, keys=[INFER, ADMIN]) as live, httpx.Client(base_url=live.url) as found:
+def live(model: FrozenModel) -> Iterator[LiveServer]:
+    with live_server(store_of(model), model, keys=[INFER, ADMIN, BUSY]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(live: LiveServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live.url) as found:
         yield found
 
 
 def _status(client: httpx.Client, method: str, path: str, key: str | None) -> int:
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    body = {"model": "sentiment", "input": "x"} if method == "POST" else None
+    body: Any = {"model": "sentiment", "input": "x"} if method == "POST" else None
+    if path == "/v1/chat/completions":
+        body = {"model": "sentiment", "messages": [{"role": "user", "content": "x"}]}
+    elif path == "/v1/completions":
+        body = {"model": "sentiment", "prompt": "x"}
     return client.request(method, path, json=body, headers=headers).status_code
 
 
@@ -31,6 +54,9 @@ def _status(client: httpx.Client, method: str, path: str, key: str | None) -> in
     ("method", "path", "without", "infer", "admin"),
     [
         ("POST", "/v1/classify", 401, 200, 200),
+        ("POST", "/v1/completions", 401, 200, 200),
+        ("POST", "/v1/chat/completions", 401, 200, 200),
+        ("GET", "/openapi.json", 401, 200, 200),
         ("GET", "/v1/models", 401, 200, 200),
         ("GET", "/v1/models/sentiment", 401, 200, 200),
         ("GET", "/console/state", 401, 200, 200),
@@ -47,6 +73,39 @@ def test_every_route_asks_for_its_scope(
     found = [_status(client, method, path, key) for key in (None, "infer-key", "admin-key")]
     assert found == [without, infer, admin]
     assert _status(client, method, path, "unknown") == without
+
+
+def test_nothing_but_what_is_listed_here_is_open_to_strangers(live: LiveServer, client: httpx.Client) -> None:
+    app = create_app(replace(live.context, metrics=ServerMetrics()))
+    asked = set()
+    for route in iter_route_contexts(app.routes):
+        for method in route.methods or ():
+            status = _status(client, method, str(route.path).replace("{ref:path}", "sentiment"), None)
+            assert (status == 401) == (route.path not in OPEN), route.path
+            asked.add(route.path)
+    assert asked > OPEN
+
+
+def test_strangers_learn_whether_a_server_is_ready_and_nothing_of_its_store(client: httpx.Client) -> None:
+    for headers in ({}, {"authorization": "Bearer unknown"}):
+        assert client.get("/readyz", headers=headers).json() == {"status": "ready"}
+    told = client.get("/readyz", headers={"authorization": "Bearer infer-key"}).json()
+    assert {"store", "refused", "trials"} <= set(told)
+
+
+def test_a_bound_holds_for_requests_that_come_at_once(live: LiveServer, client: httpx.Client) -> None:
+    class Slow(OrderedDict[str, tuple[float, float]]):
+        """Whoever looks at a bucket while another does finds it as it was."""
+
+        def pop(self, *found: Any) -> Any:
+            bucket = super().pop(*found)
+            time.sleep(0.02)
+            return bucket
+
+    live.context.access._buckets = Slow()
+    with ThreadPoolExecutor(16) as pool:
+        asked = list(pool.map(lambda _: _status(client, "GET", "/v1/models", "busy-key"), range(32)))
+    assert (asked.count(200), asked.count(429)) == (5, 27)
 
 
 def test_a_refusal_says_how_to_authenticate_and_does_no_work(client: httpx.Client) -> None:

@@ -1,5 +1,6 @@
 """What a request may cost, and what is said about it."""
 
+import contextlib
 import json
 import logging
 import socket
@@ -12,11 +13,15 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from prometheus_client.core import Metric
+from starlette.types import Receive, Scope, Send
 
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.scheduler import SchedulerLimits
+from promptstore.serving.connections import patient_protocol
 from promptstore.serving.middleware import BodyLimits, JsonFormatter
 from promptstore.serving.options import ServerOptions
+from promptstore.testing.listening import listening
 from promptstore.testing.served import LiveServer, live_server, store_of
 
 SMALL = BodyLimits(body_bytes=10_000, receive_s=0.3)
@@ -83,6 +88,40 @@ def test_a_connection_that_is_kept_alive_outlasts_the_bound_on_headers(bounded: 
         for _ in range(2):
             assert client.get("/healthz").status_code == 200
             time.sleep(1.5 * SMALL.receive_s)
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_dropped_and_one_that_takes_its_time_is_not() -> None:
+    ended = threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(400):
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+        await send({"type": "http.response.body"})
+        ended.set()
+
+    with listening(app, http=patient_protocol(1.0)) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            for _ in range(4):
+                time.sleep(0.5)
+                taken = 0
+                while taken < 3_000_000:
+                    taken += len(connection.recv(65536))
+            assert not ended.is_set()
+            assert ended.wait(20)
+
+
+def test_connections_beyond_the_bound_are_closed_at_once_and_the_others_are_served(model: FrozenModel) -> None:
+    with live_server(store_of(model), model, body=BodyLimits(connections=2)) as live:
+        host, _, port = live.url.removeprefix("http://").partition(":")
+        address = (host, int(port))
+        with socket.create_connection(address, timeout=20), httpx.Client(base_url=live.url) as client:
+            assert client.get("/healthz").status_code == 200
+            with socket.create_connection(address, timeout=20) as third, contextlib.suppress(ConnectionResetError):
+                assert third.recv(100) == b""
+            assert client.get("/healthz").status_code == 200
 
 
 def test_a_client_that_does_not_read_its_stream_holds_up_nobody(bounded: LiveServer) -> None:
@@ -209,6 +248,19 @@ def test_metrics_count_requests_inputs_versions_and_refusals(bounded: LiveServer
         assert found[f'promptstore_batch_rows_sum{{task="{task}"}}'] >= 1
         assert found[f'promptstore_prompts_found_total{{place="device",task="{task}"}}'] >= 1
     assert found['promptstore_alias_version{alias="production",task="sentiment"}'] == 1
+
+
+def test_metrics_are_written_beside_the_loop(bounded: LiveServer) -> None:
+    writers = []
+
+    def read() -> list[Metric]:
+        writers.append(threading.current_thread().name)
+        return []
+
+    bounded.context.metrics.watch(read)
+    assert httpx.get(f"{bounded.url}/metrics").status_code == 200
+    (writer,) = writers
+    assert not writer.endswith("(run)"), "the thread of `listening`"
 
 
 def test_inputs_that_a_full_queue_refuses_are_counted_for_their_task(model: FrozenModel) -> None:

@@ -1,9 +1,10 @@
 """An alias switches when, and only when, what it is to mean is ready; whatever is wrong, the old version answers."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from promptstore.objects.memory import MemoryObjectStore
 from promptstore.serving.context import ServerContext
 from promptstore.serving.loaded import LoadedPrompt
 from promptstore.serving.options import ServerOptions
+from promptstore.store.blobs import place_of
 from promptstore.store.prompt_store import PromptStore, PulledPrompt
 from promptstore.testing.scripted_objects import Call, Fault, ScriptedObjects
 from promptstore.testing.served import SENTIMENT, TOPIC, live_server, new_store, publish_random
@@ -178,6 +180,41 @@ def test_a_version_that_fails_verification_is_refused_and_the_old_one_stays(
     assert world.metric('promptstore_version_refused{alias="production",task="sentiment",version="2"}') is None
 
 
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_a_version_whose_bytes_are_put_right_is_taken_within_a_minute(
+    world: World, model: FrozenModel, is_missing: bool
+) -> None:
+    version = publish_random(world.writer, model, SENTIMENT, seed=2)
+    objects, key = world.writer.ledger.objects, str(place_of(world.writer.state, "payload", version.payload))
+    whole = objects.get(key)
+    if is_missing:
+        objects.delete(key)
+    else:
+        objects.put(key, whole[:-1])
+    refused = 'promptstore_version_refused{alias="production",task="sentiment",version="2"}'
+    for waited_s in (0.0, 30.0, 29.0, 2.0):
+        world.clock.now += waited_s
+        world.poll()
+        assert world.metric(refused) == 1.0
+    objects.put(key, whole)
+    world.clock.now += 58.0
+    world.poll()
+    assert world.version() == "sentiment:1"
+    world.clock.now += 2.0
+    world.poll()
+    assert world.version() == "sentiment:2"
+    assert world.metric(refused) is None
+
+
+def test_nothing_is_read_again_for_a_version_that_no_mending_makes_fit(world: World) -> None:
+    publish_random(world.writer, tiny_llama(seed=9), SENTIMENT, seed=2)
+    world.poll()
+    before = len(world.faults.calls)
+    world.clock.now += 3600.0
+    world.poll()
+    assert [call.verb for call in world.faults.calls[before:]] == ["get"]
+
+
 def test_a_version_for_another_model_is_refused_and_the_old_one_stays(world: World) -> None:
     publish_random(world.writer, tiny_llama(seed=9), SENTIMENT, seed=2)
     world.poll()
@@ -302,6 +339,70 @@ def test_a_wall_clock_that_jumps_changes_nothing(
         world.poll()
         assert world.version() == f"sentiment:{number}"
         assert world.metric("promptstore_store_staleness_seconds") == 0.0
+
+
+@contextmanager
+def _slow(world: World, task: str) -> Iterator[None]:
+    """Pulls of a task do not end before the block does."""
+    loading, is_over = world.context.follower._load, Event()
+
+    def load(pulled: PulledPrompt) -> LoadedPrompt:
+        if pulled.version.task == task:
+            assert is_over.wait(10)
+        return loading(pulled)
+
+    world.context.follower._load, world.context.follower._ready_within_s = load, 0.05
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def _poll_until(world: World, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        world.poll()
+
+
+def _pins(world: World) -> dict[str, int]:
+    return {digest: entry.pins for digest, entry in world.context.bank._entries.items() if entry.pins}
+
+
+def test_a_pull_that_takes_long_holds_up_no_other_and_is_begun_once(world: World, model: FrozenModel) -> None:
+    publish_random(world.writer, model, TOPIC, seed=1)
+    world.poll()
+    with _slow(world, "topic"):
+        awaited = publish_random(world.writer, model, TOPIC, seed=2)
+        for number in (2, 3):
+            publish_random(world.writer, model, SENTIMENT, seed=number)
+            world.poll()
+            assert (world.version("topic"), world.version()) == ("topic:1", f"sentiment:{number}")
+            world.clock.now += 5.0
+            world.context.follower._ready_within_s = 30.0  # none of which is for what was waited for before
+        assert _pins(world)[awaited.digest] == 1
+        shown = world.client.get("/readyz").json()
+        assert (shown["awaited"], shown["refused"]) == ([{"task": "topic", "alias": "production", "version": 2}], [])
+        world.poll()
+        assert world.metric('promptstore_alias_staleness_seconds{alias="production",task="topic"}') == 10.0
+    _poll_until(world, lambda: world.version("topic") == "topic:2")
+    assert world.client.get("/readyz").json()["awaited"] == []
+    assert sum(_pins(world).values()) == 2
+
+
+def test_what_comes_after_its_alias_went_elsewhere_is_let_go(world: World, model: FrozenModel) -> None:
+    publish_random(world.writer, model, TOPIC, seed=1)
+    world.poll()
+    before = _pins(world)
+    with _slow(world, "topic"):
+        publish_random(world.writer, model, TOPIC, seed=2)
+        world.poll()
+        assert _pins(world) != before
+        world.writer.rollback("topic", reason="too slow")
+        world.poll()
+        assert world.client.get("/readyz").json()["awaited"] == []
+    _poll_until(world, lambda: _pins(world) == before)
+    assert world.version("topic") == "topic:1"
 
 
 def test_a_version_that_cannot_be_loaded_at_all_keeps_no_other_from_being_followed(

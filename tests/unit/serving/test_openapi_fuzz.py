@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from promptstore.serving import answers
 from promptstore.serving.failures import error_body, error_response
 from promptstore.testing.json_schema import JSON, values_of
 from promptstore.testing.served import LiveServer
@@ -18,6 +19,7 @@ EXPECTED = {200, 400, 404, 409, 413, 429}
 REFS = ["sentiment", "topic@production", "answer:1", "entailment", "nothing", "sentiment:9", "UPPER", "a@b@c", ""]
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PATHS = ["/v1/classify", "/v1/completions", "/v1/chat/completions"]
+PROBES = {"/healthz", "/readyz"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def _check(answer: httpx.Response) -> None:
     if answer.status_code == 200:
         assert answer.headers["x-promptstore-version"]
     else:
-        assert set(body["error"]) == {"message", "type", "param", "code"}
+        answers.ErrorAnswer.model_validate(body)
         assert body["error"]["message"]
 
 
@@ -49,6 +51,41 @@ def test_every_operation_is_described(description: Any) -> None:
         for path in description["paths"].values()
         for operation in path.values()
     )
+
+
+ASKED: list[tuple[str, Any]] = [
+    ("/v1/classify", {"model": ["sentiment", "topic:1"], "input": ["x", "y"]}),
+    ("/v1/completions", {"model": "answer", "prompt": ["x", "y"], "max_tokens": 2, "logprobs": 1}),
+    ("/v1/completions", {"model": "sentiment", "prompt": "x", "logprobs": 1}),
+    ("/v1/chat/completions", {"model": "answer:1", "messages": [{"role": "user", "content": "x"}], "logprobs": True}),
+    ("/admin/refresh", {}),
+    ("/v1/models", None),
+    ("/v1/models/{ref}", None),
+    ("/healthz", None),
+    ("/readyz", None),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), ASKED)
+def test_answers_are_as_described(client: httpx.Client, description: Any, path: str, body: Any) -> None:
+    asked = path.replace("{ref}", "sentiment")
+    answer = client.get(asked) if body is None else client.post(asked, json=body)
+    operation = description["paths"][path]["get" if body is None else "post"]
+    assert answer.status_code == 200, answer.text
+    name = operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    getattr(answers, name).model_validate(answer.json())
+
+
+def test_refusals_are_described_as_they_are_sent_and_keys_as_they_are_asked_for(description: Any) -> None:
+    for path, operations in description["paths"].items():
+        for operation in operations.values():
+            assert "422" not in operation["responses"], path
+            assert ("security" in operation) == ("401" in operation["responses"]) == (path not in PROBES), path
+            if path in PATHS:
+                refused = {status for status in operation["responses"] if status not in {"200", "default"}}
+                assert refused == {"400", "401", "403", "404", "409", "413", "429", "503"}
+    (scheme,) = description["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -81,7 +118,7 @@ def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(client: httpx.Cl
 
 def test_an_error_that_quotes_what_utf8_lacks_can_be_sent() -> None:
     body = error_body(400, "invalid_input", "no field x\ud83d", param="x\ud83d")
-    assert json.loads(error_response(400, body).body)["error"]["param"] == "x\\ud83d"
+    assert json.loads(bytes(error_response(400, body).body))["error"]["param"] == "x\\ud83d"
 
 
 PLAUSIBLE = {

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -64,6 +64,13 @@ def _wait_for_status(live: LiveServer, status: int) -> httpx.Response:
         assert time.monotonic() < deadline, answer.text
         time.sleep(0.01)
     return answer
+
+
+def _wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _classify(live: LiveServer) -> httpx.Response:
@@ -241,6 +248,34 @@ def test_what_waits_is_bounded_and_the_rest_is_told_at_once(
             statuses = sorted(answer.status_code for answer in pool.map(lambda _: _classify(live), range(10)))
         fake.faults = Faults()
         assert set(statuses) == {200, 429}
+        assert _classify(live).status_code == 200
+
+
+def test_what_waits_too_long_is_told_so_while_vllm_is_still_busy_with_another(
+    fake: VllmFake, store: PromptStore, model: FrozenModel
+) -> None:
+    options = replace(_options(fake, sent=1, queue_timeout_s=0.2), vllm_timeout_s=60.0)
+    with live_gateway(store, input_layer_of(model), options) as live, ThreadPoolExecutor(1) as pool:
+        fake.faults = Faults(silence_s=2.0)
+        first = pool.submit(_classify, live)
+        _wait_until(lambda: live.context.scheduler.running == 1)
+        late = _classify(live)
+        assert (late.status_code, first.done()) == (429, False)
+        assert "waited too long" in late.json()["error"]["message"]
+        assert first.result().status_code == 200
+
+
+def test_what_nobody_waits_for_keeps_no_place_here_and_none_at_vllm(
+    fake: VllmFake, store: PromptStore, model: FrozenModel
+) -> None:
+    options = replace(_options(fake, sent=1, queued=1), vllm_timeout_s=60.0)
+    with live_gateway(store, input_layer_of(model), options) as live:
+        fake.faults = Faults(silence_s=8.0)
+        for _ in range(3):  # more than there are places
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{live.url}/v1/classify", json=ASK, timeout=httpx.Timeout(60, read=0.2))
+        _wait_until(lambda: live.context.scheduler.queued == live.context.scheduler.running == 0)
+        fake.faults = Faults()
         assert _classify(live).status_code == 200
 
 
