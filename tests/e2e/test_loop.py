@@ -246,7 +246,7 @@ def begin_a_long_fit(loop: Loop) -> int:
     loop.tasks.task_file("mood", seed=100 + before)
     jobs = loop.rig.place.data("state") / "jobs"
     known = set(jobs.glob("*"))
-    loop.deploy(approval="automatic", steps=LONG_FIT, gate={"max_drop": 1, "alpha": 1e-9})  # the data are luck
+    loop.deploy(approval="automatic", steps=LONG_FIT, gate={"max_drop": 1, "alpha": 0.0001})  # the data are luck
     until("a fit is under way", lambda: any((job / "checkpoint").exists() for job in set(jobs.glob("*")) - known))
     return before
 
