@@ -44,7 +44,9 @@ def measurements() -> list[Measurement]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fan-")))
         rig = stack.enter_context(stack_rig())
         rig.up()
-        cluster = stack.enter_context(ray_cluster(nodes=1, cpus_each=AT_ONCE, environment={"OMP_NUM_THREADS": "1"}))
+        # Every machine has its own credentials; these nodes have the stack's.
+        environment = {**rig.variables, "OMP_NUM_THREADS": "1"}
+        cluster = stack.enter_context(ray_cluster(nodes=1, cpus_each=AT_ONCE, environment=environment))
         logs = [rig.place.log(name) for name in ("postgres", "prefect", "mlflow")]
         before = {log: log.stat().st_size for log in logs}
         tuned = _run(_wanted(JobPlace(folder), cluster), folder, {**os.environ, **rig.variables})
