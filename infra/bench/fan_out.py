@@ -23,7 +23,13 @@ from promptstore.testing.servers import RayCluster, ray_cluster
 COMMAND = "python -m infra.bench speed --only fan_out"
 TASKS = 100
 AT_ONCE = 4
-SETTINGS: Mapping[str, Any] = {"steps": 2, "evaluate_every": 2, "batch_size": 8, "num_virtual_tokens": 4}
+SETTINGS: Mapping[str, Any] = {
+    "steps": 2,
+    "warmup_steps": 0,
+    "evaluate_every": 2,
+    "batch_size": 8,
+    "num_virtual_tokens": 4,
+}
 # What clients say when a database fails them, and what PostgreSQL itself says.
 ERRORS = re.compile(
     r"sqlalchemy\.exc|asyncpg\.exceptions|psycopg\.errors|database is locked|QueuePool limit|\b(?:ERROR|FATAL|PANIC): "
