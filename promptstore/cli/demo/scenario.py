@@ -12,7 +12,7 @@ from promptstore.cli.demo.report import DemoReport, TaskResult
 from promptstore.cli.demo.traffic import Traffic
 from promptstore.cli.output import note
 from promptstore.client import Classification, Client
-from promptstore.errors import PromptStoreError
+from promptstore.errors import NotFoundError, PromptStoreError
 from promptstore.lm.assets import fetch_assets
 from promptstore.settings import load_settings
 from promptstore.tuning.demo_data import write_demo_data
@@ -63,6 +63,8 @@ def run_demo(folder: Path, *, quick: bool, model: str | None) -> DemoReport:
             server.wait_until_ready(f"{url}/readyz")
             note(f"3/5 serve at {url}: both tasks in one batch")
             with Client(url) as client:
+                for task in tuned:
+                    _wait_until_served(client, task["task"])
                 _print_answers(client.classify([task["task"] for task in tuned], TEXTS))
             note(f"4/5 tune, gate and promote a second version of {SWITCHED_TASK} while requests are in flight")
             file = next(path for path in task_files if path.stem == SWITCHED_TASK)
@@ -116,6 +118,19 @@ def _promote(flows: FlowRunner, files: Mapping[str, Path], reason: str) -> None:
         for version, file in files.items()
     }
     flows.run_all("promote", runs)
+
+
+def _wait_until_served(client: Client, task: str) -> None:
+    """The server looks at the store now and then, and may have looked last just before the promotion."""
+    deadline = time.monotonic() + SWITCH_S
+    while True:
+        try:
+            client.model(task)
+            return
+        except NotFoundError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _print_answers(answers: Sequence[Classification]) -> None:
