@@ -119,7 +119,9 @@ class PromoteParameters(Parameters):
     gate: GateParameters = GATE
     approval: Literal["automatic", "person"] = "automatic"
     approval_timeout_s: int = Field(default=86_400, ge=1)
-    approval_poll_s: int = Field(default=10, ge=1)
+    approval_poll_s: int = Field(
+        default=10, ge=1, description="seconds between looks for an answer, where no deployment runs this"
+    )
     reason: str = Field(default="", description="why, for the log")
     only_news: bool = Field(default=False, description="do nothing if a newer version was published since, either")
     model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
@@ -144,7 +146,6 @@ class RetrainParameters(Parameters):
     gate: GateParameters = GATE
     approval: Literal["automatic", "person"] = "automatic"
     approval_timeout_s: int = Field(default=86_400, ge=1)
-    approval_poll_s: int = Field(default=10, ge=1)
     search: bool = Field(default=False, description="find learning rate and initialiser first, if not given")
     model: str | None = Field(default=None, description="base model; the setting PROMPTSTORE_MODEL by default")
     old_model: str | None = Field(
@@ -194,7 +195,6 @@ class RetrainParameters(Parameters):
             alias=self.alias,
             approval=self.approval,
             approval_timeout_s=self.approval_timeout_s,
-            approval_poll_s=self.approval_poll_s,
             model=self.model,
             gate=self.gate,
         )
@@ -227,7 +227,6 @@ class MirrorParameters(Parameters):
     gate: GateParameters = GATE
     approval: Literal["automatic", "person"] = "person"
     approval_timeout_s: int = Field(default=86_400, ge=1)
-    approval_poll_s: int = Field(default=10, ge=1)
 
     def promotion(self, ref: str, alias: str) -> PromoteParameters:
         return PromoteParameters(
@@ -237,7 +236,6 @@ class MirrorParameters(Parameters):
             reason="asked for on MLflow's page",
             approval=self.approval,
             approval_timeout_s=self.approval_timeout_s,
-            approval_poll_s=self.approval_poll_s,
             gate=self.gate,
         )
 

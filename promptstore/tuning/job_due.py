@@ -15,6 +15,7 @@ from promptstore.lm.source import open_model, source_weights_digest
 from promptstore.settings import Settings
 from promptstore.store.following import read_commit
 from promptstore.store.prompt_store import PromptStore
+from promptstore.store.rollout import KIND as ROLLOUT
 from promptstore.tuning.data import load_task_rows
 from promptstore.tuning.evaluate import evaluate
 from promptstore.tuning.job import tuned_by
@@ -176,7 +177,7 @@ def _is_decision(said: Attestation, alias: str) -> bool:
     if said.body.get("alias", alias) != alias:
         return False
     is_no = said.body.get("verdict") == "fail" or said.body.get("approved") is False
-    return is_no or said.kind == "rollout"
+    return is_no or said.kind == ROLLOUT
 
 
 def job_name(found: Sequence[Due], overrides: Mapping[str, Any]) -> str:
