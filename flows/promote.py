@@ -66,7 +66,7 @@ def look_for_news(parameters: PromoteParameters) -> str | None:
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_passing, persist_result=False)
 def gate(parameters: PromoteParameters) -> "GateOutcome":
     """The verdict, written into the log; found there if an earlier try of this run came so far."""
-    from promptstore.tuning.job_open import run_gate_job
+    from promptstore.tuning.job_open_gate import run_gate_job
 
     settings = load_settings(model=parameters.model)
     return run_gate_job(

@@ -78,7 +78,7 @@ def gate(
 ) -> None:
     """Compare a version with what the alias points at, on the same held-out rows; the verdict goes into the log."""
     from promptstore.settings import load_settings
-    from promptstore.tuning.job_open import run_gate_job
+    from promptstore.tuning.job_open_gate import run_gate_job
     from promptstore.wiring import open_prompt_store
 
     settings = load_settings(store=store, model=model)

@@ -9,12 +9,13 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from promptstore.core.digest import canonical_json, sha256_hex
 from promptstore.errors import CorruptError, NotFoundError
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLED_BLOCKS = 16
 BLOCK_BYTES = 4096
@@ -26,17 +27,18 @@ PROBE = (
     "👩\u200d👩\u200d👧 🇩🇪 <s></s> <|endoftext|> [MASK]"
 )
 
+# By torch's names, so that the digest of stored weights is computed without torch.
 STORED_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
 }
 
 
@@ -99,12 +101,14 @@ def tensors_in_folder(folder: Path) -> Iterator[StoredTensor]:
     raise NotFoundError(f"{folder} holds no model.safetensors or pytorch_model.bin (nor their index); is it a model?")
 
 
-def tensors_in_memory(named: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> Iterator[StoredTensor]:
+def tensors_in_memory(
+    named: "Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]",
+) -> Iterator[StoredTensor]:
     """Live tensors seen as stored ones."""
     for name, tensor in named.items() if isinstance(named, Mapping) else named:
         yield StoredTensor(
             name,
-            STORED_DTYPES.get(tensor.dtype, str(tensor.dtype)),
+            STORED_DTYPES.get(str(tensor.dtype), str(tensor.dtype)),
             tuple(tensor.shape),
             tensor.numel() * tensor.element_size(),
             _memory_reader(tensor),
@@ -140,10 +144,14 @@ def _mapped_reader(mapped: mmap.mmap, begin: int) -> Callable[[int, int], bytes]
 
 
 def _pytorch(path: Path) -> Iterator[StoredTensor]:
+    import torch
+
     yield from tensors_in_memory(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
 
 
-def _memory_reader(tensor: torch.Tensor) -> Callable[[int, int], bytes]:
+def _memory_reader(tensor: "torch.Tensor") -> Callable[[int, int], bytes]:
+    import torch
+
     def read(offset: int, length: int) -> bytes:
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         return flat[offset : offset + length].cpu().numpy().tobytes()

@@ -1,14 +1,23 @@
 """What several prompts of one task do together (Lester et al. 2021, section 6)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
 from promptstore.core.ensemble import Ensemble
+from promptstore.core.prompt import SoftPrompt
 from promptstore.errors import InvalidInputError
 from promptstore.tuning.evaluation import Evaluation
 from promptstore.tuning.metrics import label_columns
+
+
+def together(prompt: SoftPrompt | None, found: Iterator[Evaluation]) -> Evaluation:
+    """The next evaluation, or that of all members where `prompt` is an ensemble. Raises as `combine`."""
+    if prompt is None or prompt.ensemble is None:
+        return next(found)
+    return combine(list(islice(found, prompt.ensemble.members)), prompt.ensemble)
 
 
 def combine(members: Sequence[Evaluation], ensemble: Ensemble) -> Evaluation:

@@ -1,9 +1,7 @@
 """How well prompts do on labelled rows, several prompts in one batch."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,31 +10,15 @@ from torch import Tensor
 from promptstore.core.prompt import SoftPrompt
 from promptstore.core.task import TaskSpec
 from promptstore.lm.frozen import FrozenModel
-from promptstore.tuning.ensemble import combine
-from promptstore.tuning.evaluation import Evaluation
-from promptstore.tuning.examples import ExampleSet, as_rows, encode_rows
+from promptstore.tuning.ensemble import together
+from promptstore.tuning.evaluation import Evaluation, EvaluationCase
+from promptstore.tuning.examples import ExampleSet, encode_rows
 from promptstore.tuning.generate import generate_texts
 from promptstore.tuning.metrics import Columns, exact_match, main_metric, token_f1
 from promptstore.tuning.packed import choose_passes
-from promptstore.tuning.rows import Row
+from promptstore.tuning.rows import Row, as_rows
 from promptstore.tuning.scoring import score
 from promptstore.tuning.token_budget import TokenBudget
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationCase:
-    """One prompt of one task, `None` for the bare model, and the rows to judge it on."""
-
-    task: TaskSpec
-    prompt: SoftPrompt | None
-    rows: Sequence[Row]
-
-    @property
-    def alone(self) -> "list[EvaluationCase]":
-        """A case for each member of an ensemble; else this one."""
-        if self.prompt is None or self.prompt.ensemble is None:
-            return [self]
-        return [replace(self, prompt=member) for member in self.prompt.members]
 
 
 def evaluate(model: FrozenModel, task: TaskSpec, prompt: SoftPrompt | None, rows: Sequence[Row]) -> Evaluation:
@@ -57,14 +39,7 @@ def evaluate_all(model: FrozenModel, cases: Sequence[EvaluationCase]) -> list[Ev
             case.prompt.fingerprint.require_match(model.fingerprint, f"a prompt for {case.task.name}")
         main_metric(case.task.kind, case.task.metric)
     found = iter(_evaluate_alone(model, [member for case in cases for member in case.alone]))
-    return [_together(case.prompt, found) for case in cases]
-
-
-def _together(prompt: SoftPrompt | None, found: Iterator[Evaluation]) -> Evaluation:
-    """The next evaluation, or that of all members of an ensemble."""
-    if prompt is None or prompt.ensemble is None:
-        return next(found)
-    return combine(list(islice(found, prompt.ensemble.members)), prompt.ensemble)
+    return [together(case.prompt, found) for case in cases]
 
 
 def _evaluate_alone(model: FrozenModel, cases: Sequence[EvaluationCase]) -> list[Evaluation]:
@@ -78,7 +53,7 @@ def _evaluate_alone(model: FrozenModel, cases: Sequence[EvaluationCase]) -> list
     ]
     seconds = (time.perf_counter() - began) / max(1, sum(map(len, sets)))
     return [
-        _evaluation(case, columns, predictions, seconds * len(each))
+        Evaluation.of(case, columns, predictions, seconds * len(each))
         for case, each, (columns, predictions) in zip(cases, sets, answered, strict=True)
     ]
 
@@ -113,18 +88,3 @@ def _answered(
         "token_f1": np.array([token_f1(*pair) for pair in pairs]),
     }
     return judged, tuple(texts)
-
-
-def _evaluation(case: EvaluationCase, columns: Columns, predictions: tuple[str, ...], seconds: float) -> Evaluation:
-    task = case.task
-    return Evaluation(
-        task=task.name,
-        kind=task.kind,
-        metric=main_metric(task.kind, task.metric),
-        labels=task.label_names,
-        predictions=predictions,
-        targets=tuple(row[task.target_field] for row in case.rows),
-        columns=columns,
-        data_digest=as_rows(case.rows).digest,
-        seconds=seconds,
-    )

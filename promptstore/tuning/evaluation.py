@@ -1,14 +1,32 @@
 """What one prompt, or the bare model, did on one set of rows."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from promptstore.core.task import TaskKind
-from promptstore.tuning.metrics import LOWER_IS_BETTER, METRICS, Columns
+from promptstore.core.prompt import SoftPrompt
+from promptstore.core.task import TaskKind, TaskSpec
+from promptstore.tuning.metrics import LOWER_IS_BETTER, METRICS, Columns, main_metric
+from promptstore.tuning.rows import Row, as_rows
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationCase:
+    """One prompt of one task, `None` for the bare model, and the rows to judge it on."""
+
+    task: TaskSpec
+    prompt: SoftPrompt | None
+    rows: Sequence[Row]
+
+    @property
+    def alone(self) -> "list[EvaluationCase]":
+        """A case for each member of an ensemble; else this one."""
+        if self.prompt is None or self.prompt.ensemble is None:
+            return [self]
+        return [replace(self, prompt=member) for member in self.prompt.members]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,22 @@ class Evaluation:
     seconds: float
     members: "tuple[Evaluation, ...]" = ()
     latency: Latency | None = None
+
+    @classmethod
+    def of(cls, case: EvaluationCase, columns: Columns, predictions: Sequence[str], seconds: float) -> "Evaluation":
+        """Of a case whose prompt is no ensemble."""
+        task = case.task
+        return cls(
+            task=task.name,
+            kind=task.kind,
+            metric=main_metric(task.kind, task.metric),
+            labels=task.label_names,
+            predictions=tuple(predictions),
+            targets=tuple(row[task.target_field] for row in case.rows),
+            columns=columns,
+            data_digest=as_rows(case.rows).digest,
+            seconds=seconds,
+        )
 
     @property
     def rows(self) -> int:

@@ -88,10 +88,6 @@ def draw_rows(rows: Rows, count: int, seed: int) -> Rows:
     return Rows(rows.source, tuple(rows.items[at] for at in chosen), tuple(rows.numbers[at] for at in chosen))
 
 
-def as_rows(rows: Sequence[Row]) -> Rows:
-    return rows if isinstance(rows, Rows) else Rows.of(rows)
-
-
 def _target(task: TaskSpec, labels: dict[str, int], row: Row, where: str) -> str:
     target = row.get(task.target_field)
     if target is None:

@@ -10,9 +10,9 @@ from promptstore.errors import InvalidInputError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.tuning.config import TuneConfig
 from promptstore.tuning.events import Notice
-from promptstore.tuning.examples import ExampleSet, as_rows, draw_rows, encode_rows
+from promptstore.tuning.examples import ExampleSet, draw_rows, encode_rows
 from promptstore.tuning.metrics import main_metric
-from promptstore.tuning.rows import Row, Rows
+from promptstore.tuning.rows import Row, Rows, as_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)

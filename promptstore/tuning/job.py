@@ -18,7 +18,9 @@ from promptstore.store.payload import decode_payload, encode_payload
 from promptstore.store.prompt_store import PromptStore
 from promptstore.tracking.machine import MachineMonitor
 from promptstore.tracking.port import RunStatus, Tracker
-from promptstore.tuning.evaluate import EvaluationCase, evaluate, evaluate_all
+from promptstore.tuning.evaluate import evaluate_all
+from promptstore.tuning.evaluation import EvaluationCase
+from promptstore.tuning.evaluation_memory import EvaluationMemory
 from promptstore.tuning.events import FitFinished, FitResult, Notice, StepReport, ValidationReport
 from promptstore.tuning.fit import FitOptions, fit
 from promptstore.tuning.job_baseline import BASELINES, MOST_SEARCHED, known_baseline
@@ -37,7 +39,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JobTools:
-    """What a job works with. folder: where jobs keep their memory, on a disk that outlives the process."""
+    """What a job works with. folder: where jobs keep their memory, on a disk that outlives the process.
+
+    memory: takes what is found out about the new prompts, so that the gate need not find it out again.
+    """
 
     store: PromptStore
     model: FrozenModel
@@ -47,6 +52,7 @@ class JobTools:
     progress: JobProgress = field(default_factory=SilentProgress)
     git_commit: str | None = None
     actor: str | None = None
+    memory: EvaluationMemory | None = None
 
 
 NO_STARTS: Mapping[str, WarmStart] = {}
@@ -226,7 +232,10 @@ class _Job:
         if len(results) > 1:
             prompt = SoftPrompt.together([result.prompt for result in results], plan.config.combination)
             self._logs[plan.name].combined(encode_payload(prompt))
-        tuned = evaluate(self._tools.model, plan.task, prompt, plan.held_out)
+        case = EvaluationCase(plan.task, prompt, plan.held_out)
+        (tuned,) = evaluate_all(self._tools.model, [case])
+        if self._tools.memory is not None:
+            self._tools.memory.keep(self._tools.model.fingerprint, case, tuned)
         self._logs[plan.name].evaluation("tuned", tuned, step=max(result.steps for result in results))
         beside = {
             f"{baseline}_{name}": value

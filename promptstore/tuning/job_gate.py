@@ -1,19 +1,19 @@
 """From a published version to production: judge it, move the alias, look again (ADR 0020)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from promptstore.core.ref import DEFAULT_ALIAS, PromptRef
 from promptstore.core.state import PromptVersion
 from promptstore.core.task import TaskSpec
 from promptstore.errors import ConflictError, CorruptError, NotFoundError, RefusedError
-from promptstore.lm.frozen import FrozenModel
 from promptstore.store.promotion import Promotion, Statement
 from promptstore.store.prompt_store import PromptStore, Ref
-from promptstore.tuning.evaluate import EvaluationCase, evaluate_all
+from promptstore.tuning.evaluation import EvaluationCase
 from promptstore.tuning.gate import GatePolicy, GateVerdict
 from promptstore.tuning.gate_rules import decide
-from promptstore.tuning.latency import measure_latency
+from promptstore.tuning.judge import Judge
 from promptstore.tuning.rows import Rows
 from promptstore.tuning.slices import slice_columns
 
@@ -50,7 +50,7 @@ class GateOutcome:
 
 def gate_version(
     store: PromptStore,
-    model: FrozenModel,
+    judge: Judge,
     ref: Ref,
     rows: Rows,
     *,
@@ -60,8 +60,8 @@ def gate_version(
 ) -> GateOutcome:
     """Judge a version against what `alias` points at now, on the same rows, and write the verdict into the log.
 
-    rows: held-out rows with the fields of both tasks' templates and the policy's slices. model: the one that serves
-    both versions.
+    rows: held-out rows with the fields of both tasks' templates and the policy's slices. judge: of the model that
+    serves both versions.
 
     Raises:
         IncompatibleModelError: the candidate, or what the alias points at, belongs to another model.
@@ -69,24 +69,24 @@ def gate_version(
     """
     store.refresh()
     slices = slice_columns(rows, policy.slices)
-    candidate = store.pull(ref, for_model=model.fingerprint)
+    candidate = store.pull(ref, for_model=judge.fingerprint)
     version = candidate.version
     against = current_number(store, version.task, alias)
     judged = [candidate]
     if against not in (None, version.number):
-        judged.append(store.pull(PromptRef(version.task, number=against), for_model=model.fingerprint))
+        judged.append(store.pull(PromptRef(version.task, number=against), for_model=judge.fingerprint))
     metric = candidate.manifest.task.metric
     cases = [EvaluationCase(replace(each.manifest.task, metric=metric), each.prompt, rows) for each in judged]
-    found = evaluate_all(model, cases)
+    found = judge.evaluate(cases)
     if policy.bounds_latency:
-        latencies = measure_latency(model, cases)
+        latencies = judge.measure_latency(cases)
         found = [replace(each, latency=latency) for each, latency in zip(found, latencies, strict=True)]
     verdict = decide(
         found[0],
         None if against is None else found[-1],
         policy,
         prompt=candidate.prompt,
-        base=model.fingerprint,
+        base=judge.fingerprint,
         slices=slices,
     )
     outcome = GateOutcome(version.task, version.number, version.digest, alias, against, verdict)
@@ -104,7 +104,7 @@ def verdict_before(
     """
     version = store.resolve(ref)
     against = current_number(store, version.task, alias)
-    said = next((each.body for each in reversed(version.attestations) if each.kind == "gate"), None)
+    said = last_verdict(version)
     if said is None or (said.get("alias"), said.get("against")) != (alias, against):
         return None
     try:
@@ -115,6 +115,11 @@ def verdict_before(
     if verdict.verdict == "fail" or rests_on != (data_digest, policy, weights):
         return None
     return GateOutcome(version.task, version.number, version.digest, alias, against, verdict)
+
+
+def last_verdict(version: PromptVersion) -> Mapping[str, Any] | None:
+    """The body of the latest gate's attestation, `None` if there was no gate."""
+    return next((each.body for each in reversed(version.attestations) if each.kind == "gate"), None)
 
 
 def require_one_base(store: PromptStore, ref: Ref, alias: str) -> None:

@@ -6,25 +6,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from promptstore.core.ref import DEFAULT_ALIAS
 from promptstore.core.task import TaskSpec
 from promptstore.errors import InvalidInputError, NotFoundError
 from promptstore.lm.frozen import FrozenModel
-from promptstore.lm.source import open_model, source_weights_digest
+from promptstore.lm.source import open_model
 from promptstore.settings import Settings
 from promptstore.store.prompt_store import PromptStore
 from promptstore.tracking import TrackingReport, open_tracker, replay_spool
-from promptstore.tuning.data import load_rows
-from promptstore.tuning.gate import GatePolicy
+from promptstore.tuning.evaluation_memory import open_evaluation_memory
 from promptstore.tuning.job import JobTools, tune_tasks
-from promptstore.tuning.job_gate import GateOutcome, gate_fields, gate_version, require_one_base, verdict_before
 from promptstore.tuning.job_progress import shown_progress
 from promptstore.tuning.job_result import JobResult
-from promptstore.tuning.job_rows import split_validation
 from promptstore.tuning.settings_device import settings_device
 from promptstore.tuning.task_file import read_task
 
-DEFAULT_POLICY = GatePolicy()
 SPOOLS = "tracking"
 
 
@@ -45,38 +40,6 @@ def run_tune_job(
     specs = [find_task(name, store) for name in task_names(tasks)]
     with settings_device(settings, f"job {job}"):
         return _tune(specs, job, settings, store, overrides or {}, actor, searches=searches)
-
-
-def run_gate_job(
-    ref: str,
-    *,
-    settings: Settings,
-    store: PromptStore,
-    alias: str = DEFAULT_ALIAS,
-    task_file: str | None = None,
-    policy: GatePolicy = DEFAULT_POLICY,
-    actor: str | None = None,
-) -> GateOutcome:
-    """Judge a version on the held-out rows of its task, unless the log says already that it passes. Raises as
-    `gate_version` and `require_one_base`.
-
-    task_file: names the data, or is a folder with the file that does; without it the version's own manifest must name a
-    place that can be read from here.
-    """
-    store.refresh()
-    require_one_base(store, ref, alias)
-    fields, task = gate_fields(store, ref, alias, policy.slices)
-    fitted_on = {*task.template_fields, task.target_field}
-    if task_file is not None:
-        task = _task_in(Path(task_file), task)
-    _, held_out = split_validation(load_rows(task.data.validation, fields=fields, settings=settings), by=fitted_on)
-    weights = source_weights_digest(settings.model, cache_dir=settings.cache_dir)
-    known = verdict_before(store, ref, alias, data_digest=held_out.digest, policy=policy, weights=weights)
-    if known is not None:
-        return known
-    with settings_device(settings, f"gate of {ref}"):
-        model = open_base(settings.model, settings)
-        return gate_version(store, model, ref, held_out, alias=alias, policy=policy, actor=actor)
 
 
 def resend(settings: Settings) -> list[TrackingReport]:
@@ -103,6 +66,7 @@ def opened_tools(
             progress=progress,
             git_commit=git_commit(Path.cwd()),
             actor=actor,
+            memory=open_evaluation_memory(settings),
         )
 
 
@@ -171,16 +135,3 @@ def _tune(
     """A function of its own, so that nothing refers to the model any more when the device is given back."""
     with opened_tools(settings, store, job, actor=actor) as tools:
         return tune_tasks(specs, job=job, tools=tools, overrides=overrides, searches=searches)
-
-
-def _task_in(place: Path, wanted: TaskSpec) -> TaskSpec:
-    """The task in a file, which must be `wanted`, or of the file in a folder that is."""
-    if place.is_dir():
-        for file in sorted(place.glob("*.toml")):
-            if (given := read_task(file)).name == wanted.name:
-                return given
-        raise InvalidInputError(f"folder {place} holds no task file of {wanted.name}")
-    given = read_task(place)
-    if given.name != wanted.name:
-        raise InvalidInputError(f"the task file is of {given.name}, the version is of {wanted.name}")
-    return given

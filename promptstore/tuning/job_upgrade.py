@@ -14,8 +14,8 @@ from promptstore.lm.source import source_weights_digest
 from promptstore.settings import Settings
 from promptstore.store.prompt_store import PromptStore, PulledPrompt
 from promptstore.tuning.data import load_rows
-from promptstore.tuning.evaluate import EvaluationCase, evaluate_all
-from promptstore.tuning.evaluation import Evaluation
+from promptstore.tuning.evaluate import evaluate_all
+from promptstore.tuning.evaluation import Evaluation, EvaluationCase
 from promptstore.tuning.gate import GatePolicy
 from promptstore.tuning.gate_rules import decide
 from promptstore.tuning.job import tune_tasks

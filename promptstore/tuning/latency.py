@@ -13,8 +13,7 @@ from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.keys_values import KeysValues, aligned, compute_keys_values
 from promptstore.lm.layout import lay_out
 from promptstore.lm.scoring import answer_hidden, logits_of_labels
-from promptstore.tuning.evaluate import EvaluationCase
-from promptstore.tuning.evaluation import Latency
+from promptstore.tuning.evaluation import EvaluationCase, Latency
 from promptstore.tuning.examples import Example, ExampleSet, encode_rows
 from promptstore.tuning.packed import LOW_PRECISION_TOLERANCE, TOLERANCE
 

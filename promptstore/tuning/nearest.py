@@ -14,9 +14,9 @@ from promptstore.core.prompt import SoftPrompt
 from promptstore.core.task import TaskSpec
 from promptstore.errors import InvalidInputError
 from promptstore.lm.frozen import FrozenModel
-from promptstore.tuning.examples import as_rows, draw_rows, encode_rows
+from promptstore.tuning.examples import draw_rows, encode_rows
 from promptstore.tuning.packed import choose_passes
-from promptstore.tuning.rows import Row
+from promptstore.tuning.rows import Row, as_rows
 from promptstore.tuning.scoring import score
 from promptstore.tuning.token_budget import TokenBudget
 

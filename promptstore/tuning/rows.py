@@ -45,3 +45,7 @@ class Rows(Sequence[Row]):
         if isinstance(index, slice):
             return Rows(self.source, self.items[index], self.numbers[index])
         return self.items[index]
+
+
+def as_rows(rows: Sequence[Row]) -> Rows:
+    return rows if isinstance(rows, Rows) else Rows.of(rows)

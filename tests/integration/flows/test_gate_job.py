@@ -17,7 +17,7 @@ from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.job_place import JobPlace
 from promptstore.testing.store_samples import sample_prompt, sample_store, sample_task
 from promptstore.testing.tiny_models import tiny_llama
-from promptstore.tuning import job_open
+from promptstore.tuning import job_open_gate
 from promptstore.tuning.data import load_rows
 from promptstore.tuning.gate import GatePolicy, GateVerdict
 from promptstore.tuning.job_confirm import confirm_promotion
@@ -29,8 +29,9 @@ from promptstore.tuning.job_gate import (
     undo_promotion,
     why_no_news,
 )
-from promptstore.tuning.job_open import run_gate_job
+from promptstore.tuning.job_open_gate import run_gate_job
 from promptstore.tuning.job_rows import split_validation
+from promptstore.tuning.judge import ModelJudge
 from promptstore.tuning.rows import Row, Rows
 from promptstore.wiring import open_prompt_store
 
@@ -41,6 +42,11 @@ pytestmark = pytest.mark.slow
 def rows(place: JobPlace) -> Rows:
     place.task_file("sst2")
     return split_validation(load_rows(str(place.folder / "sst2.validation.jsonl")))[1]
+
+
+@pytest.fixture
+def judge(model: FrozenModel) -> ModelJudge:
+    return ModelJudge(model)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +67,9 @@ def store(tuned: Path, place: JobPlace) -> PromptStore:
     return place.store()
 
 
-def test_the_verdict_stands_in_the_log_with_every_figure(model: FrozenModel, store: PromptStore, rows: Rows) -> None:
-    promote_gated(store, gate_version(store, model, "sst2:1", rows), reason="first")
-    outcome = gate_version(store, model, "sst2:3", rows)
+def test_the_verdict_stands_in_the_log_with_every_figure(judge: ModelJudge, store: PromptStore, rows: Rows) -> None:
+    promote_gated(store, gate_version(store, judge, "sst2:1", rows), reason="first")
+    outcome = gate_version(store, judge, "sst2:3", rows)
     (said,) = (each.body for each in store.resolve("sst2:3").attestations if each.kind == "gate")
     assert said == {**outcome.verdict.to_json(), "alias": "production", "against": 1}
     assert said["verdict"] == "fail"
@@ -73,9 +79,9 @@ def test_the_verdict_stands_in_the_log_with_every_figure(model: FrozenModel, sto
 
 
 def test_a_gate_without_anything_in_production_has_its_own_rules(
-    model: FrozenModel, store: PromptStore, rows: Rows
+    judge: ModelJudge, store: PromptStore, rows: Rows
 ) -> None:
-    outcome = gate_version(store, model, "sst2:1", rows, policy=GatePolicy(minimum=1.01))
+    outcome = gate_version(store, judge, "sst2:1", rows, policy=GatePolicy(minimum=1.01))
     assert outcome.against is None
     assert [check.name for check in outcome.verdict.failures] == ["minimum"]
 
@@ -121,28 +127,28 @@ def test_every_value_of_a_column_is_judged_apart_on_the_rows_of_every_gate(
     assert said["model"] == store.manifest(store.resolve("sst2:3").digest).fingerprint.weights_digest
 
 
-def test_a_version_is_as_fast_as_itself(model: FrozenModel, store: PromptStore, rows: Rows) -> None:
+def test_a_version_is_as_fast_as_itself(judge: ModelJudge, store: PromptStore, rows: Rows) -> None:
     store.promote("sst2:1", force=True, reason="first")
-    outcome = gate_version(store, model, "sst2:1", rows, policy=GatePolicy(max_latency_ratio=1.0))
+    outcome = gate_version(store, judge, "sst2:1", rows, policy=GatePolicy(max_latency_ratio=1.0))
     found = {check.name: check for check in outcome.verdict.checks}
     assert found["time to first token against production"].figures["value"] == 1.0
     assert outcome.has_passed
 
 
 def test_a_column_that_the_data_lack_is_named_beside_those_they_have(
-    place: JobPlace, store: PromptStore, rows: Rows, model: FrozenModel, file: Path
+    place: JobPlace, store: PromptStore, rows: Rows, judge: ModelJudge, file: Path
 ) -> None:
     policy = GatePolicy(slices=("source",))
     with pytest.raises(InvalidInputError, match="field 'source' is missing; the row has label, language, text"):
         run_gate_job("sst2:1", settings=place.settings, store=store, task_file=str(file), policy=policy)
     with pytest.raises(InvalidInputError, match="by column 'source'; the columns are label, text"):
-        gate_version(store, model, "sst2:1", rows, policy=policy)
+        gate_version(store, judge, "sst2:1", rows, policy=policy)
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_other_says_what_happened(
-    model: FrozenModel, place: JobPlace, store: PromptStore, rows: Rows
+    judge: ModelJudge, place: JobPlace, store: PromptStore, rows: Rows
 ) -> None:
-    outcomes = [gate_version(store, model, f"sst2:{number}", rows) for number in (1, 2)]
+    outcomes = [gate_version(store, judge, f"sst2:{number}", rows) for number in (1, 2)]
     ready, errors = Barrier(2), list[ConflictError]()
 
     def promote(outcome: GateOutcome) -> None:
@@ -172,7 +178,7 @@ def test_a_verdict_is_found_in_the_log_while_all_that_it_rests_on_is_the_same(
     asked: dict[str, Any] = {"settings": settings, "store": store, "task_file": str(file)}
     first = run_gate_job("sst2:1", **asked)
     with monkeypatch.context() as patch:
-        patch.setattr(job_open, "open_base", Mock(side_effect=AssertionError("the model is not needed")))
+        patch.setattr(job_open_gate, "open_model", Mock(side_effect=AssertionError("the model is not needed")))
         assert run_gate_job("sst2:1", **asked) == first
     assert run_gate_job("sst2:1", **asked, policy=GatePolicy(max_drop=0.2)) != first
     promote_gated(store, run_gate_job("sst2:1", **asked), reason="first")
@@ -182,7 +188,7 @@ def test_a_verdict_is_found_in_the_log_while_all_that_it_rests_on_is_the_same(
     judged_again = run_gate_job("sst2:1", **asked)
     assert judged_again.verdict.data_digest != first.verdict.data_digest
     assert not run_gate_job("sst2:3", **asked).has_passed
-    monkeypatch.setattr(job_open, "open_base", Mock(side_effect=AssertionError("a refusal is judged anew")))
+    monkeypatch.setattr(job_open_gate, "open_model", Mock(side_effect=AssertionError("a refusal is judged anew")))
     with pytest.raises(AssertionError, match="judged anew"):
         run_gate_job("sst2:3", **asked)
 
@@ -198,20 +204,20 @@ def test_what_stands_on_another_base_model_is_not_compared_but_upgraded(
 
 
 def test_a_promotion_is_confirmed_by_reading_it_as_a_server_would(
-    model: FrozenModel, store: PromptStore, rows: Rows
+    judge: ModelJudge, store: PromptStore, rows: Rows
 ) -> None:
-    outcome = gate_version(store, model, "sst2:1", rows)
+    outcome = gate_version(store, judge, "sst2:1", rows)
     promote_gated(store, outcome, reason="first")
     assert confirm_promotion(store, outcome).state == "confirmed"
-    promote_gated(store, gate_version(store, model, "sst2:2", rows, policy=GatePolicy(max_drop=1)), reason="second")
+    promote_gated(store, gate_version(store, judge, "sst2:2", rows, policy=GatePolicy(max_drop=1)), reason="second")
     assert confirm_promotion(store, outcome).state == "moved on"
 
 
 def test_a_version_whose_bytes_are_gone_is_taken_back(
-    model: FrozenModel, place: JobPlace, store: PromptStore, rows: Rows
+    judge: ModelJudge, place: JobPlace, store: PromptStore, rows: Rows
 ) -> None:
-    promote_gated(store, gate_version(store, model, "sst2:1", rows), reason="first")
-    outcome = gate_version(store, model, "sst2:2", rows, policy=GatePolicy(max_drop=1, alpha=0.0001))
+    promote_gated(store, gate_version(store, judge, "sst2:1", rows), reason="first")
+    outcome = gate_version(store, judge, "sst2:2", rows, policy=GatePolicy(max_drop=1, alpha=0.0001))
     promote_gated(store, outcome, reason="second")
     for payload in Path(place.settings.store).rglob(f"{store.resolve('sst2:2').payload}.*"):
         payload.unlink()
@@ -223,8 +229,8 @@ def test_a_version_whose_bytes_are_gone_is_taken_back(
     assert reader.resolve("sst2").number == 1
 
 
-def test_taking_back_a_first_promotion_removes_the_alias(model: FrozenModel, store: PromptStore, rows: Rows) -> None:
-    outcome = gate_version(store, model, "sst2:1", rows)
+def test_taking_back_a_first_promotion_removes_the_alias(judge: ModelJudge, store: PromptStore, rows: Rows) -> None:
+    outcome = gate_version(store, judge, "sst2:1", rows)
     promote_gated(store, outcome, reason="first")
     undo_promotion(store, outcome, reason="no good")
     assert "production" not in store.state.task("sst2").aliases
@@ -232,8 +238,8 @@ def test_taking_back_a_first_promotion_removes_the_alias(model: FrozenModel, sto
         undo_promotion(store, outcome, reason="again")
 
 
-def test_an_answer_is_kept_and_a_no_moves_nothing(model: FrozenModel, store: PromptStore, rows: Rows) -> None:
-    outcome = gate_version(store, model, "sst2:1", rows)
+def test_an_answer_is_kept_and_a_no_moves_nothing(judge: ModelJudge, store: PromptStore, rows: Rows) -> None:
+    outcome = gate_version(store, judge, "sst2:1", rows)
     with pytest.raises(RefusedError, match="Ada declined sst2:1"):
         promote_gated(store, outcome, reason="", answer=Answer(False, "Ada", "too soon"))
     promote_gated(store, outcome, reason="", answer=Answer(True, "Bob", "fine"))
@@ -243,7 +249,7 @@ def test_an_answer_is_kept_and_a_no_moves_nothing(model: FrozenModel, store: Pro
 
 def test_a_version_of_another_model_is_not_judged(store: PromptStore, rows: Rows) -> None:
     with pytest.raises(IncompatibleModelError, match="sst2:1"):
-        gate_version(store, tiny_llama(seed=1), PromptRef("sst2", number=1), rows)
+        gate_version(store, ModelJudge(tiny_llama(seed=1)), PromptRef("sst2", number=1), rows)
 
 
 def test_a_handful_of_rows_is_too_few_to_split() -> None:

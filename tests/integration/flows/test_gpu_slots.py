@@ -11,7 +11,8 @@ from promptstore.errors import DeviceBusyError
 from promptstore.lm.devices import gpu_lock
 from promptstore.store.file_lock import FileLock
 from promptstore.testing.job_place import QUICK, JobPlace
-from promptstore.tuning.job_open import run_gate_job, run_tune_job
+from promptstore.tuning.job_open import run_tune_job
+from promptstore.tuning.job_open_gate import run_gate_job
 
 
 @pytest.fixture

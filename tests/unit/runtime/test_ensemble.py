@@ -19,7 +19,8 @@ from promptstore.runtime.spill import DiskSpill
 from promptstore.testing.engine_rig import EngineRig, digest_of, random_prompt
 from promptstore.testing.tiny_models import tiny_gemma, tiny_llama, tiny_t5
 from promptstore.testing.tuning_tasks import SENTIMENT, sentiment_rows
-from promptstore.tuning.evaluate import EvaluationCase, evaluate_all
+from promptstore.tuning.evaluate import evaluate_all
+from promptstore.tuning.evaluation import EvaluationCase
 
 MODELS = {"llama": tiny_llama, "gemma": tiny_gemma, "t5": tiny_t5}
 LABELS = (30, 60, 90)

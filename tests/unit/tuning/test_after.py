@@ -26,7 +26,8 @@ from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama, t
 from promptstore.testing.tuning_tasks import ECHO, SENTIMENT, echo_job, echo_rows, sentiment_job, sentiment_rows
 from promptstore.tuning.after import KeptInputs
 from promptstore.tuning.answers import answer_losses
-from promptstore.tuning.evaluate import EvaluationCase, evaluate, evaluate_all
+from promptstore.tuning.evaluate import evaluate, evaluate_all
+from promptstore.tuning.evaluation import EvaluationCase
 from promptstore.tuning.events import FitFinished, FitResult
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fit import FitOptions, fit

@@ -15,7 +15,8 @@ from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.layout import lay_out
 from promptstore.lm.scoring import label_logits
 from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama, tiny_t5
-from promptstore.tuning.evaluate import EvaluationCase, evaluate, evaluate_all
+from promptstore.tuning.evaluate import evaluate, evaluate_all
+from promptstore.tuning.evaluation import EvaluationCase
 from promptstore.tuning.examples import Example, ExampleSet, encode_rows
 from promptstore.tuning.generate import generate_texts
 from promptstore.tuning.packed import choose_passes

@@ -13,8 +13,7 @@ from promptstore.core.task import TaskSpec
 from promptstore.lm.frozen import FrozenModel
 from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama, tiny_t5
 from promptstore.testing.tuning_tasks import ECHO, SENTIMENT, echo_rows, sentiment_rows
-from promptstore.tuning.evaluate import EvaluationCase
-from promptstore.tuning.evaluation import Latency
+from promptstore.tuning.evaluation import EvaluationCase, Latency
 from promptstore.tuning.examples import encode_rows
 from promptstore.tuning.latency import TIMED_ROWS, WARM_UP_ROWS, measure_latency
 

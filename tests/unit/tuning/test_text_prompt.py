@@ -8,7 +8,8 @@ import pytest
 from promptstore.errors import InvalidInputError
 from promptstore.testing.tiny_models import tiny_llama
 from promptstore.testing.tuning_tasks import ECHO, SENTIMENT, echo_rows, sentiment_rows
-from promptstore.tuning.evaluate import EvaluationCase, evaluate, evaluate_all
+from promptstore.tuning.evaluate import evaluate, evaluate_all
+from promptstore.tuning.evaluation import EvaluationCase
 from promptstore.tuning.rows import Rows
 from promptstore.tuning.text_prompt import text_prompt
 
