@@ -77,7 +77,7 @@ def retrain(parameters: RetrainParameters) -> RetrainResult:
 @task(persist_result=False)
 def tell_mlflow() -> None:
     """What earlier runs could not, because it was away."""
-    from promptstore.tuning.job_open import resend
+    from promptstore.tuning.job_spool import resend
 
     for report in resend(load_settings()):
         get_run_logger().warning("kept by an earlier run: %s", report)
@@ -87,7 +87,7 @@ def tell_mlflow() -> None:
 def look(parameters: RetrainParameters) -> "list[tuple[str, Due]]":
     """Every task by file or name, due or not, with the reasons."""
     from promptstore.tuning.job_due import due_tasks
-    from promptstore.tuning.job_open import find_task, task_names
+    from promptstore.tuning.job_names import find_task, task_names
 
     settings = load_settings(model=parameters.model)
     store = open_prompt_store(settings)

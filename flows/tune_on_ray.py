@@ -18,7 +18,7 @@ from flows.parameters import FanOut, TuneParameters
 from flows.retrying import is_passing
 from promptstore.errors import ConflictError, InvalidInputError
 from promptstore.settings import load_settings
-from promptstore.tuning.job_open import find_task, git_commit, task_names
+from promptstore.tuning.job_names import find_task, git_commit, task_names
 from promptstore.tuning.job_parts import JobPart, joined_result, lack_of_room, run_part, split_job
 from promptstore.tuning.job_result import JobResult
 from promptstore.wiring import open_prompt_store

@@ -123,7 +123,7 @@ def watch(
 def resend(as_json: JsonOption = False) -> None:
     """Tell MLflow what jobs of this machine could not, because it was away; retraining does the same by itself."""
     from promptstore.settings import load_settings
-    from promptstore.tuning.job_open import resend as resend_kept
+    from promptstore.tuning.job_spool import resend as resend_kept
 
     settings = load_settings()
     if not settings.mlflow_uri:

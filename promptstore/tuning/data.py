@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from promptstore.core.digest import canonical_json, sha256_hex
 from promptstore.core.task import TaskSpec
 from promptstore.errors import InvalidInputError, NotFoundError
 from promptstore.objects.open import StoreSettings, open_object_store
@@ -23,6 +24,11 @@ def load_task_rows(task: TaskSpec, *, settings: StoreSettings | None = None) -> 
         load_rows(source, fields=fields, settings=settings) for source in (task.data.train, task.data.validation)
     )
     return train, validation
+
+
+def data_digest_of(train: Rows, validation: Rows) -> str:
+    """One digest for the data of a task, as a version's provenance names it."""
+    return sha256_hex(canonical_json({"train": train.digest, "validation": validation.digest}))
 
 
 def load_rows(

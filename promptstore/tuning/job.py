@@ -29,7 +29,7 @@ from promptstore.tuning.job_folder import Decision, JobFolder, job_folder
 from promptstore.tuning.job_log import PromptLog, tags_of
 from promptstore.tuning.job_plan import TaskPlan, WarmStart, plan_tasks, request_of, with_warm_start
 from promptstore.tuning.job_progress import JobProgress, SilentProgress
-from promptstore.tuning.job_result import JobResult, TunedTask
+from promptstore.tuning.job_result import JobResult, TunedTask, tuned_by
 from promptstore.tuning.job_search import with_search
 from promptstore.tuning.task_file import without_local_paths
 from promptstore.tuning.text_prompt import text_prompt
@@ -284,11 +284,6 @@ class _Job:
                 if provenance.mlflow_run == decision.provenance.mlflow_run:
                     return version
         return None
-
-
-def tuned_by(job: str) -> str:
-    """What the log says of a version that a job made."""
-    return f"tuned by job {job}"
 
 
 def _tuned_task(version: PromptVersion, decision: Decision, prompt: SoftPrompt) -> TunedTask:

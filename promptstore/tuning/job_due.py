@@ -4,33 +4,35 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from promptstore.core.digest import canonical_json, sha256_hex
 from promptstore.core.ref import DEFAULT_ALIAS, PromptRef
 from promptstore.core.state import Attestation, PromptVersion
 from promptstore.core.task import TaskSpec
-from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.source import open_model, source_weights_digest
 from promptstore.settings import Settings
 from promptstore.store.following import read_commit
 from promptstore.store.prompt_store import PromptStore
 from promptstore.store.rollout import KIND as ROLLOUT
-from promptstore.tuning.data import load_task_rows
-from promptstore.tuning.evaluate import evaluate
-from promptstore.tuning.job import tuned_by
+from promptstore.tuning.data import data_digest_of, load_task_rows
+from promptstore.tuning.evaluation import EvaluationCase
 from promptstore.tuning.job_gate import current_number
-from promptstore.tuning.job_plan import data_digest_of
+from promptstore.tuning.job_result import tuned_by
 from promptstore.tuning.job_rows import split_validation
+from promptstore.tuning.judge import ModelJudge
 from promptstore.tuning.rows import Rows
 from promptstore.tuning.settings_device import settings_device
+
+if TYPE_CHECKING:
+    from promptstore.lm.frozen import FrozenModel
 
 # What of a task may change without its prompts growing stale: where the data lie is not what they are.
 HARMLESS = ("name", "data")
 JOB_PREFIX = "retrain-"
 # Within this time of its publication a version is on its way to its gate, in all likelihood.
 LEFT_AFTER = timedelta(minutes=2)
-OpenModel = Callable[[], FrozenModel]
+OpenModel = Callable[[], "FrozenModel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def due_tasks(
     weights = source_weights_digest(settings.model, cache_dir=settings.cache_dir)
     opened: list[FrozenModel] = []
 
-    def model() -> FrozenModel:
+    def model() -> "FrozenModel":
         if not opened:
             held.enter_context(settings_device(settings, "measuring decay"))
             held.callback(opened.clear)  # before the device is given back
@@ -192,7 +194,7 @@ def _value_today(ref: PromptRef, today: TaskToday, metric: str, store: PromptSto
         if said.kind == "evaluation" and said.body.get("data_digest") == held_out.digest:
             return float(said.body["metrics"][metric])
     pulled = store.pull(ref, for_model=model().fingerprint)
-    found = evaluate(model(), pulled.manifest.task, pulled.prompt, held_out)
+    (found,) = ModelJudge(model()).evaluate([EvaluationCase(pulled.manifest.task, pulled.prompt, held_out)])
     store.attest(ref, "evaluation", found.to_json(), reason="does it still do as well as when it was published?")
     return found.value
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from promptstore.core.digest import canonical_json, sha256_hex
 from promptstore.core.prompt import SoftPrompt
 from promptstore.core.ref import PromptRef
 from promptstore.core.task import TaskSpec
@@ -13,7 +12,7 @@ from promptstore.lm.frozen import FrozenModel
 from promptstore.settings import Settings
 from promptstore.store.prompt_store import PromptStore
 from promptstore.tuning.config import TuneConfig
-from promptstore.tuning.data import load_task_rows
+from promptstore.tuning.data import data_digest_of, load_task_rows
 from promptstore.tuning.fit_job import FitJob
 from promptstore.tuning.initialiser import parse_initialiser
 from promptstore.tuning.job_folder import JobFolder
@@ -97,11 +96,6 @@ def plan_task(task: TaskSpec, overrides: Mapping[str, Any], *, settings: Setting
     if config.ensemble > 1 and task.kind != "classification":
         raise InvalidInputError(f"task {task.name} generates text and an ensemble classifies; leave `ensemble` out")
     return TaskPlan(task, config, train, selection, held_out, data_digest_of(train, validation))
-
-
-def data_digest_of(train: Rows, validation: Rows) -> str:
-    """One digest for the data of a task, as a version's provenance names it."""
-    return sha256_hex(canonical_json({"train": train.digest, "validation": validation.digest}))
 
 
 def with_warm_start(

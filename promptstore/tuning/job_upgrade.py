@@ -20,7 +20,8 @@ from promptstore.tuning.gate import GatePolicy
 from promptstore.tuning.gate_rules import decide
 from promptstore.tuning.job import tune_tasks
 from promptstore.tuning.job_gate import GateOutcome
-from promptstore.tuning.job_open import find_task, open_base, opened_tools, task_names
+from promptstore.tuning.job_names import find_task, task_names
+from promptstore.tuning.job_open import open_base, opened_tools
 from promptstore.tuning.job_plan import TaskPlan, WarmStart, plan_tasks
 from promptstore.tuning.job_rows import split_validation
 from promptstore.tuning.latency import measure_latency

@@ -144,9 +144,10 @@ def test_what_another_model_said_is_not_kept_and_the_oldest_is_forgotten(
         memory.keep(tiny_llama(seed=1).fingerprint, cases[0], evaluation)
 
 
-def test_a_gate_whose_figures_are_known_loads_no_torch() -> None:
+def test_a_gate_whose_figures_are_known_and_a_look_that_finds_nothing_due_load_no_torch() -> None:
     script = (
         "import sys, flows.promote, promptstore.tuning.job_confirm, promptstore.tuning.job_open_gate; "
+        "import flows.retrain, promptstore.tuning.job_due, promptstore.tuning.job_names, promptstore.tuning.job_spool; "
         "print([name for name in ('torch', 'transformers', 'mlflow') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)

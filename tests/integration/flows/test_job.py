@@ -20,10 +20,10 @@ from promptstore.tracking.mlflow_sink import connect
 from promptstore.tuning.evaluate import evaluate
 from promptstore.tuning.job import tune_tasks
 from promptstore.tuning.job_folder import job_folder
-from promptstore.tuning.job_open import resend
 from promptstore.tuning.job_plan import plan_task
 from promptstore.tuning.job_progress import SilentProgress
 from promptstore.tuning.job_result import JobResult, TunedTask
+from promptstore.tuning.job_spool import resend
 from promptstore.tuning.task_file import read_task
 
 pytestmark = pytest.mark.slow
