@@ -95,15 +95,16 @@ def require_prefect(wait_s: float = PREFECT_WAIT_S) -> None:
     if not url:
         raise InvalidInputError("PREFECT_API_URL is not set; `python -m flows server` starts a Prefect server")
     deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            httpx.get(f"{url}/health", timeout=10).raise_for_status()
-            return
-        except httpx.HTTPError as error:
-            if time.monotonic() >= deadline:
-                said = f"Prefect does not answer at {url} ({error}); `python -m flows server` starts one"
-                raise StoreUnavailableError(said) from error
-            time.sleep(0.5)
+    with httpx.Client(timeout=10) as client:
+        while True:
+            try:
+                client.get(f"{url}/health").raise_for_status()
+                return
+            except httpx.HTTPError as error:
+                if time.monotonic() >= deadline:
+                    said = f"Prefect does not answer at {url} ({error}); `python -m flows server` starts one"
+                    raise StoreUnavailableError(said) from error
+                time.sleep(0.5)
 
 
 def start_server(home: Path, port: int) -> NoReturn:

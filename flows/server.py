@@ -15,6 +15,7 @@ import httpx
 
 from flows.environment import api_url, client_environment, server_environment
 from promptstore.errors import PromptStoreError
+from promptstore.loopback import loopback_client
 
 STOPS_WITHIN_S = 10.0
 
@@ -75,15 +76,16 @@ def free_port() -> int:
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise PromptStoreError(f"the Prefect server ended before it was ready:\n{_tail(log)}")
-        try:
-            if httpx.get(f"{api_url(port)}/health", timeout=2).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.2)
+    with loopback_client(2.0) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise PromptStoreError(f"the Prefect server ended before it was ready:\n{_tail(log)}")
+            try:
+                if client.get(f"{api_url(port)}/health").status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.2)
     raise PromptStoreError(f"the Prefect server did not answer within {timeout_s:g} s:\n{_tail(log)}")
 
 

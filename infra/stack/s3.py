@@ -1,6 +1,7 @@
 """SeaweedFS for the stack: a bucket for the store, and one for MLflow's artifacts."""
 
 import os
+from functools import cache, partial
 from typing import Any
 
 import boto3
@@ -19,6 +20,7 @@ def s3_service(place: StackPlace, settings: StackSettings) -> Service:
     """Raises MissingServerError: it is not installed."""
     folder = place.data("s3")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    client = cache(partial(_client, settings))  # one for all tries: making it takes longer than the pause between two
     return Service(
         name="s3",
         place=place,
@@ -26,7 +28,7 @@ def s3_service(place: StackPlace, settings: StackSettings) -> Service:
         ports=settings.weed_ports,
         command=weed_command(folder, settings.weed_ports, settings.access_key, settings.secret_key),
         environment={"PATH": os.defpath, "HOME": str(folder)},
-        is_ready=lambda: _takes_writes(settings),
+        is_ready=lambda: _takes_writes(client()),
     )
 
 
@@ -42,9 +44,8 @@ def credentials(settings: StackSettings) -> dict[str, str]:
     }
 
 
-def _takes_writes(settings: StackSettings) -> bool:
+def _takes_writes(client: Any) -> bool:
     """Whether both buckets can be written: the port answers before the server behind it can store anything."""
-    client = _client(settings)
     for bucket in (STORE_BUCKET, ARTIFACT_BUCKET):
         try:
             client.create_bucket(Bucket=bucket)

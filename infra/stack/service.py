@@ -12,6 +12,7 @@ import httpx
 from infra.stack.place import StackPlace
 from infra.stack.processes import ProcessId, ProcessRecord, running, start, stop, wait_until_reaped
 from promptstore.errors import PromptStoreError
+from promptstore.loopback import loopback_client
 
 LOG_LINES = 15
 REAPED_WITHIN_S = 30.0
@@ -23,7 +24,8 @@ def nothing() -> None:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=3.0, trust_env=False).status_code == 200
+        with loopback_client(3.0) as client:
+            return client.get(url).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -63,7 +65,7 @@ class Service:
         return self._record is not None and self._record.settings == self._settings
 
     def start(self) -> None:
-        """Start it; `wait` tells when it answers."""
+        """Start it; `has_come` tells when it answers."""
         self.prepare()
         log = self.place.log(self.name)
         if log.exists():
@@ -77,22 +79,20 @@ class Service:
         )
         ProcessRecord(process, self._settings).write(self.place.pid_file(self.name))
 
-    def wait(self) -> None:
-        """Return once it answers.
+    def has_come(self, waited_s: float) -> bool:
+        """Whether it answers, after so long a wait; completes it then, so do not ask again.
 
         Raises:
-            PromptStoreError: it ended, or does not answer in time; holds the end of its log.
+            PromptStoreError: it ended, or waited long enough; holds the end of its log.
         """
-        deadline = time.monotonic() + self.ready_within_s
-        while not self.is_ready():
-            if self.process is None:
-                raise PromptStoreError(f"{self.name} ended before it answered; {self._log_end()}")
-            if time.monotonic() > deadline:
-                raise PromptStoreError(
-                    f"{self.name} does not answer within {self.ready_within_s:g} s; {self._log_end()}"
-                )
-            time.sleep(0.2)
-        self.complete()
+        if self.is_ready():
+            self.complete()
+            return True
+        if self.process is None:
+            raise PromptStoreError(f"{self.name} ended before it answered; {self._log_end()}")
+        if waited_s > self.ready_within_s:
+            raise PromptStoreError(f"{self.name} does not answer within {self.ready_within_s:g} s; {self._log_end()}")
+        return False
 
     def stop(self) -> bool:
         """Whether anything of it still ran."""
@@ -122,3 +122,11 @@ class Service:
         log = self.place.log(self.name)
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         return "\n".join([f"{log} ends with", *lines[-LOG_LINES:]])
+
+
+def wait_for_all(services: Sequence[Service]) -> None:
+    """Return once every one answers; the first that fails is told at once. Raises as `Service.has_come`."""
+    began = time.monotonic()
+    waiting = list(services)
+    while waiting := [service for service in waiting if not service.has_come(time.monotonic() - began)]:
+        time.sleep(0.2)

@@ -16,6 +16,7 @@ from infra.stack.postgres import postgres_service
 from infra.stack.s3 import ARTIFACT_BUCKET, credentials, s3_service
 from infra.stack.service import Service, answers
 from promptstore.errors import PromptStoreError
+from promptstore.loopback import loopback_client
 from promptstore.outbox.delivery import OutboxPlace
 
 WORK_POOL = "promptstore"
@@ -128,7 +129,8 @@ def announcer_service(place: StackPlace, settings: StackSettings) -> Service:
 def _has_reported(api: str, pid_file: Path) -> bool:
     """Whether a worker of the pool gave a sign of life after this one was started; they do every 30 s."""
     try:
-        found = httpx.post(f"{api}/work_pools/{WORK_POOL}/workers/filter", json={}, timeout=3.0, trust_env=False)
+        with loopback_client(3.0) as client:
+            found = client.post(f"{api}/work_pools/{WORK_POOL}/workers/filter", json={})
         if found.status_code != 200:
             return False
         signs = [datetime.fromisoformat(each["last_heartbeat_time"]).timestamp() for each in found.json()]

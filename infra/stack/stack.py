@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from infra.stack.environment import shell_file
 from infra.stack.place import StackPlace, StackSettings, is_taken
-from infra.stack.service import Service
+from infra.stack.service import Service, wait_for_all
 from infra.stack.services import stages
 from promptstore.errors import ConflictError, NotFoundError
 from promptstore.store.files import write_atomically
@@ -49,8 +49,7 @@ def up(place: StackPlace, say: Say, *, has_free_ports: bool = False) -> None:
             for stage in ordered:
                 for service in stage:
                     _start(service, started, say)
-                for service in stage:
-                    service.wait()
+                wait_for_all(stage)
         except BaseException:
             for service in reversed(started):
                 say(f"{service.name}: stopped again")

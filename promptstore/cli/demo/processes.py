@@ -15,6 +15,7 @@ from typing import Self
 import httpx
 
 from promptstore.errors import PromptStoreError
+from promptstore.loopback import loopback_client
 
 READY_S = 180.0
 STOP_AFTER_S = 10.0
@@ -85,15 +86,16 @@ class ChildProcess:
             PromptStoreError: the process ended, or did not answer in time; the message holds the end of its log.
         """
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if self._process is None or self._process.poll() is not None:
-                raise PromptStoreError(f"{self._name} ended before it was ready:\n{self._log_tail()}")
-            try:
-                if httpx.get(url, timeout=2.0).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.2)
+        with loopback_client(2.0) as client:
+            while time.monotonic() < deadline:
+                if self._process is None or self._process.poll() is not None:
+                    raise PromptStoreError(f"{self._name} ended before it was ready:\n{self._log_tail()}")
+                try:
+                    if client.get(url).status_code == 200:
+                        return
+                except httpx.HTTPError:
+                    pass
+                time.sleep(0.2)
         raise PromptStoreError(f"{self._name} did not answer at {url} within {timeout_s:.0f} s:\n{self._log_tail()}")
 
     def _log_tail(self) -> str:

@@ -141,24 +141,24 @@ def running(command: list[str], folder: Path, environment: Mapping[str, str] | N
 def ready(name: str, port: int, process: ServerProcess) -> S3Server:
     process.wait_until(lambda: listens(port))
     server = S3Server(name, f"http://127.0.0.1:{port}", f"tests-{uuid4().hex[:12]}", process)
-    process.wait_until(lambda: _takes_writes(server))
+    client = server.client()  # one for all tries: making it takes longer than the pause between two
+    process.wait_until(lambda: _takes_writes(client, server.bucket))
     return server
 
 
-def _takes_writes(server: S3Server) -> bool:
+def _takes_writes(client: Any, bucket: str) -> bool:
     """Whether a bucket can be made and written: a port answers before the server behind it can store anything."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    client = _client(server.endpoint)
     try:
-        client.create_bucket(Bucket=server.bucket)
+        client.create_bucket(Bucket=bucket)
     except client.exceptions.BucketAlreadyOwnedByYou:
         pass
     except (BotoCoreError, ClientError):
         return False
     try:
-        client.put_object(Bucket=server.bucket, Key="ready", Body=b"x")
-        client.delete_object(Bucket=server.bucket, Key="ready")
+        client.put_object(Bucket=bucket, Key="ready", Body=b"x")
+        client.delete_object(Bucket=bucket, Key="ready")
         return True
     except (BotoCoreError, ClientError):
         return False

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from promptstore.loopback import loopback_client
 from promptstore.objects.local import LocalObjectStore
 from promptstore.testing.served import ANSWER, SENTIMENT, new_store, publish_random
 from promptstore.testing.tiny_models import tiny_llama
@@ -60,13 +61,14 @@ def _server(place: Path, port: int, *arguments: str) -> Iterator[subprocess.Pope
 
 def _wait_until_ready(port: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2).status_code == 200:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.1)
+    with loopback_client(2.0) as client:
+        while time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            try:
+                if client.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.1)
     raise AssertionError("the server did not get ready")
 
 
