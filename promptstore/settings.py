@@ -53,8 +53,8 @@ class Settings(BaseSettings):
     recompute_activations: bool = Field(
         default=False, description="fits keep less for the backward pass and take a third longer: for long inputs"
     )
-    compile_layers: bool = Field(
-        default=False, description="fits run norms and feed-forward parts compiled: for long fits, a minute to begin"
+    compile_layers: bool | None = Field(
+        default=None, description="fits run compiled layers, half a minute to begin; unset: long fits on a GPU do"
     )
     s3_endpoint: str | None = Field(default=None, description="for S3-compatible servers; AWS if unset")
     s3_region: str | None = None

@@ -10,9 +10,11 @@ nothing.
 import argparse
 import importlib.util
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,10 @@ from promptstore.tuning.fit_job import FitJob
 from promptstore.tuning.rows import Rows
 
 BATCH = 32
-STEPS = 30
-WARMUP = 10
+STEPS = 30 if torch.cuda.is_available() else 6
+WARMUP = STEPS // 3
+# Kernels by their names in a profile.
+KERNELS = {"matrix products": r"gemm|nvjet|cutlass|cublas", "attention": r"flex|flash|fmha|sdpa"}
 TASK = TaskSpec(
     name="random",
     kind="classification",
@@ -66,60 +70,79 @@ def measurements(*, profile: bool = False) -> Iterator[Row]:
     """All rows. About five minutes on an H200."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    has_peft = importlib.util.find_spec("peft") is not None
     peak = _matrix_rate(device)
     yield Row("bf16 matrix products of the device", peak / 1e12, "TFLOP/s")
-    for size in ("135M", "1B") if on_gpu else ("tiny",):
+    for size in ("1B", "135M") if on_gpu else ("tiny",):
         network = _network(size, device)
         model = _frozen(network)
-        peft = {tokens: _peft(size, device, tokens) for tokens in (20, 100)} if has_peft else {}
-        for tokens in (20, 100):
-            ours = _ours(model, prompts=1, tokens=tokens)
-            name = f"{size}, {tokens} virtual tokens, batch {BATCH}"
-            yield Row(f"{name}: ours", ours.examples_per_s, "examples/s")
-            if has_peft:
-                yield Row(f"{name}: PEFT, plain loop", peft[tokens], "examples/s")
-                target = ">= 2" if tokens == 100 else ""
-                yield Row(f"{name}: ours / PEFT", ours.examples_per_s / peft[tokens], "x", target)
-        compiled = _ours(model, prompts=1, tokens=100, compiled=True)
-        yield Row(f"{size}, 100 virtual tokens: compiled / ours", compiled.examples_per_s / ours.examples_per_s, "x")
-        eight = _ours(model, prompts=8, tokens=100)
-        yield Row(f"{size}, eight prompts together: ours", eight.examples_per_s, "examples/s")
-        if has_peft:
-            ratio = peft[100] / eight.examples_per_s
-            yield Row(f"{size}, eight prompts: wall clock together / PEFT one by one", ratio, "x", "<= 0.25")
-        yield Row(
-            f"{size}, eight prompts: share of the matrix-product rate",
-            _flops_per_position(network) * eight.tokens_per_s / peak,
-            "1",
-            ">= 0.5" if size == "1B" else "",
-        )
-        if on_gpu:
-            yield Row(f"{size}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+        yield from _one_prompt(size, model, device, can_compile=on_gpu)
+        yield from _eight_prompts(size, model, peak, _flops_per_position(network), can_compile=on_gpu)
         if profile:
-            _profile(model)
+            yield from _profile(size, model, can_compile=on_gpu)
+
+
+def _one_prompt(size: str, model: FrozenModel, device: torch.device, *, can_compile: bool) -> Iterator[Row]:
+    for tokens in (20, 100):
+        name = f"{size}, {tokens} virtual tokens, batch {BATCH}"
+        ours = _ours(model, prompts=1, tokens=tokens, compiled=can_compile)
+        yield Row(f"{name}: ours", ours.examples_per_s, "examples/s")
+        if tokens == 20 and can_compile:
+            yield Row(f"{size}: the first {WARMUP} steps of a process, compiling included", ours.first_s, "s")
+        if importlib.util.find_spec("peft") is not None:
+            peft = _peft(size, device, tokens)
+            yield Row(f"{name}: PEFT, plain loop", peft, "examples/s")
+            yield Row(f"{name}: ours / PEFT", ours.examples_per_s / peft, "x", ">= 2" if tokens == 100 else "")
+    plain = _ours(model, prompts=1, tokens=100)
+    yield Row(f"{name}: compiled / not compiled", ours.examples_per_s / plain.examples_per_s, "x")
+
+
+def _eight_prompts(size: str, model: FrozenModel, peak: float, flops: float, *, can_compile: bool) -> Iterator[Row]:
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    eight = _ours(model, prompts=8, tokens=100, compiled=can_compile)
+    name = f"{size}, eight prompts of 100 virtual tokens"
+    yield Row(f"{name}: ours", eight.examples_per_s, "examples/s")
+    if importlib.util.find_spec("peft") is not None:
+        ratio = _peft(size, model.device, 100) / eight.examples_per_s
+        yield Row(f"{name}: wall clock together / PEFT one by one", ratio, "x", "<= 0.25")
+    share = flops * eight.tokens_per_s / peak
+    yield Row(f"{name}: share of the matrix-product rate", share, "1", ">= 0.5" if size == "1B" else "")
+    if model.device.type == "cuda":
+        yield Row(f"{name}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
     examples_per_s: float
     tokens_per_s: float
+    first_s: float
 
 
 def _ours(model: FrozenModel, *, prompts: int, tokens: int, compiled: bool = False) -> Rate:
     config = TuneConfig(
-        num_virtual_tokens=tokens, steps=STEPS, batch_size=BATCH, evaluate_every=STEPS, max_validation_rows=1
+        num_virtual_tokens=tokens,
+        steps=STEPS,
+        warmup_steps=0,
+        batch_size=BATCH,
+        evaluate_every=STEPS,
+        max_validation_rows=1,
     )
     jobs = [FitJob(f"p{at}", TASK, config, _rows(512, seed=at), _rows(4, seed=99)) for at in range(prompts)]
     options = FitOptions(report_every=WARMUP, compile_layers=compiled)
-    reports = [event for event in fit(model, jobs, options=options) if isinstance(event, StepReport)]
+    began = time.perf_counter()
+    events = fit(model, jobs, options=options)
+    first = next(event for event in events if isinstance(event, StepReport))
+    first_s = time.perf_counter() - began
+    reports = [first, *(event for event in events if isinstance(event, StepReport))]
     steady = {event.step: event for event in reports if event.step > WARMUP}.values()
     return Rate(
         len(steady) / sum(1 / event.examples_per_s for event in steady),
         len(steady) / sum(1 / event.tokens_per_s for event in steady),
+        first_s,
     )
 
 
+@cache
 def _peft(size: str, device: torch.device, tokens: int) -> float:
     """Examples per second of PEFT's model in a plain loop: right padding, AdamW, one host wait at the end."""
     from peft import PromptTuningConfig, TaskType, get_peft_model
@@ -185,7 +208,7 @@ def _network(size: str, device: torch.device) -> Any:
     )
     torch.manual_seed(0)
     with device:
-        return LlamaForCausalLM(config).to(torch.bfloat16)
+        return LlamaForCausalLM(config).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
 def _frozen(network: Any) -> FrozenModel:
@@ -212,7 +235,7 @@ def _matrix_rate(device: torch.device) -> float:
 
 def _best_of(work: Callable[[], Any], device: torch.device, tries: int = 20) -> float:
     taken = []
-    for _ in range(tries):
+    for _ in range(tries if device.type == "cuda" else 2):
         wait(device)
         began = time.perf_counter()
         work()
@@ -226,15 +249,24 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _profile(model: FrozenModel) -> None:
-    """Where the time of ten steps goes, by operation."""
-    config = TuneConfig(num_virtual_tokens=100, steps=STEPS, batch_size=BATCH, evaluate_every=STEPS)
-    events = fit(model, [FitJob("p", TASK, config, _rows(512, seed=0), _rows(4, seed=99))])
-    list(islice(events, 10))
-    key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+def _profile(size: str, model: FrozenModel, *, can_compile: bool) -> Iterator[Row]:
+    """Where the time of ten steps of eight prompts goes, by kind of kernel."""
+    config = TuneConfig(num_virtual_tokens=100, steps=STEPS, warmup_steps=0, batch_size=BATCH, evaluate_every=STEPS)
+    jobs = [FitJob(f"p{at}", TASK, config, _rows(512, seed=at), _rows(4, seed=99)) for at in range(8)]
+    events = fit(model, jobs, options=FitOptions(report_every=WARMUP, compile_layers=can_compile))
+    list(islice(events, 8 * WARMUP))
     with torch.profiler.profile() as profiler:
-        list(islice(events, 10))
-    print(profiler.key_averages().table(sort_by=key, row_limit=20))
+        list(islice(events, 8 * WARMUP))
+    found = dict.fromkeys((*KERNELS, "the rest"), 0.0)
+    for each in profiler.key_averages():
+        if model.device.type == "cuda" and each.device_type != torch.autograd.DeviceType.CUDA:
+            continue  # the call of a kernel, which is listed itself
+        kind = next((name for name, pattern in KERNELS.items() if re.search(pattern, each.key)), "the rest")
+        found[kind] += (each.self_device_time_total or each.self_cpu_time_total) / 1e6
+    for kind, seconds in found.items():
+        yield Row(f"{size}, eight prompts, share of the kernels' time: {kind}", seconds / sum(found.values()), "1")
+    key = "self_cuda_time_total" if model.device.type == "cuda" else "self_cpu_time_total"
+    print(profiler.key_averages().table(sort_by=key, row_limit=20, max_name_column_width=60))
 
 
 def main() -> None:

@@ -55,6 +55,11 @@ def measurements() -> list[Measurement]:
     for tokens in (20, 100):
         parts = profile(model, tokens)
         name = f"tuning, sst2, {tokens} virtual tokens, share of a step"
+        found.append(
+            measured(
+                f"tuning, sst2, {tokens} virtual tokens, a step", parts.total / (STEPS - 1), "CPU s", command=COMMAND
+            )
+        )
         found += [
             measured(f"{name}: {part}", seconds / parts.total, "1", command=COMMAND)
             for part, seconds in parts.seconds.items()
@@ -73,15 +78,13 @@ def profile(model: FrozenModel, tokens: int) -> Parts:
         if step == 1:
             parts = Parts(model.device)
         items = [Item(0, example) for example in fitting.next_rows()]
-        with parts.timed("prompt forward"):
-            open_pass = passes.open([fitting.group])
-        with parts.timed("rows forward"):
-            states = open_pass.states(items)
+        open_pass = passes.open([fitting.group])
+        with parts.timed("forward"):
+            states = open_pass.states(items, is_whole=True)
         with parts.timed("head and loss"):
             loss = answer_losses(model, states, items, [fitting.label_token_ids]).mean()
-        with parts.timed("rows backward"):
+        with parts.timed("backward"):
             torch.autograd.backward(loss)
-        with parts.timed("prompt backward"):
             open_pass.close()
         with parts.timed("optimiser"):
             fitting.update(loss.detach())

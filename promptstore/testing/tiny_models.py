@@ -110,6 +110,7 @@ def tiny_gemma(*, seed: int = 0, hidden_size: int = 32, layers: int = 2, max_len
         sliding_window=16,
         max_position_embeddings=max_length,
         initializer_range=0.3,
+        attn_implementation="eager",  # transformers 5.17 takes one that leaves the soft cap out
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,

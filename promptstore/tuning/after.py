@@ -49,7 +49,7 @@ class KeptInputs:
         lengths = [len(ids) for ids in inputs]
         ids = torch.tensor([[index for each in inputs for index in each]], device=self._model.device)
         packing = packing_of(self._model, lengths, [0] * len(inputs), None, {}, {})
-        run_rows(self._model, self._model.embed(ids), lengths, packing)
+        run_rows(self._model, self._model.embed(ids), packing)
         keys, values = (torch.stack(list(kept.values())) for kept in (packing.kept_keys, packing.kept_values))
         return [
             (keys[:, row, :, :length].clone(), values[:, row, :, :length].clone()) for row, length in enumerate(lengths)
@@ -67,14 +67,17 @@ class AfterPass:
     def cost(self, item: Item) -> int:
         return self._groups[item.group].num_virtual_tokens + len(item.example.tokens)
 
-    def states(self, items: Sequence[Item]) -> Tensor:
+    def rank(self, item: Item) -> int:
+        return self.cost(item)
+
+    def states(self, items: Sequence[Item], *, is_whole: bool = False) -> Tensor:  # noqa: ARG002 - parts cost no more
         known = self._kept.of([item.example.input_ids for item in items])
         rows = [self._row(item) for item in items]
         lengths = [len(row) for row in rows]
         starts = [len(item.example.input_ids) for item in items]
         keys, values = (_padded([pair[part] for pair in known]) for part in (0, 1))
         packing = packing_of(self._model, lengths, starts, range(len(items)), keys, values)
-        hidden = run_rows(self._model, torch.cat(rows)[None], lengths, packing)
+        hidden = run_rows(self._model, torch.cat(rows)[None], packing)
         return answer_states(hidden, lengths, items)
 
     def close(self) -> None: ...
@@ -105,14 +108,17 @@ class BothPasses:
     def cost(self, item: Item) -> int:
         return (self._after if self._groups[item.group].is_after else self._before).cost(item)
 
-    def states(self, items: Sequence[Item]) -> Tensor:
+    def rank(self, item: Item) -> int:
+        return (self._after if self._groups[item.group].is_after else self._before).rank(item)
+
+    def states(self, items: Sequence[Item], *, is_whole: bool = False) -> Tensor:
         found: dict[int, Tensor] = {}
         for is_after, each in ((False, self._before), (True, self._after)):
             places = [at for at, item in enumerate(items) if self._groups[item.group].is_after == is_after]
             if places:
                 chosen = [items[at] for at in places]
                 lengths = [len(item.example.answer_ids) for item in chosen]
-                found |= dict(zip(places, torch.split(each.states(chosen), lengths), strict=True))
+                found |= dict(zip(places, torch.split(each.states(chosen, is_whole=is_whole), lengths), strict=True))
         return torch.cat([found[at] for at in range(len(items))])
 
     def close(self) -> None:

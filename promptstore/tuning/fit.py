@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 from promptstore.errors import InvalidInputError
 from promptstore.lm.frozen import FrozenModel
-from promptstore.tuning.compiled import compiled_layers
+from promptstore.tuning.compiled import choose_compiled, compiled_parts
 from promptstore.tuning.crew import Crew
 from promptstore.tuning.events import FitEvent
 from promptstore.tuning.fit_checkpoint import CheckpointSlot
 from promptstore.tuning.fit_job import FitJob, prepare
+from promptstore.tuning.fused import may_fuse
 from promptstore.tuning.gradient import backward
 from promptstore.tuning.packed import choose_passes
+from promptstore.tuning.passes import Passes
 from promptstore.tuning.recompute import recomputed_layers
 from promptstore.tuning.reporting import Meter, memory_notice, step_reports, validation_reports
 from promptstore.tuning.token_budget import TokenBudget
@@ -25,7 +27,8 @@ class FitOptions:
     max_active: prompts fitted at a time; the others wait and join as places fall free. tokens_per_pass: positions
     computed at a time, `None` to choose by the device. report_every: steps between reports, each of which waits for the
     device. save_every_s: seconds between checkpoints. recompute_activations: keep less for the backward pass, where one
-    row's activations alone fill the device. compile_layers: see `promptstore.tuning.compiled`.
+    row's activations alone fill the device. compile_layers: `None` for long fits on a GPU only; see
+    `promptstore.tuning.compiled`.
     """
 
     max_active: int = 64
@@ -33,7 +36,7 @@ class FitOptions:
     report_every: int = 10
     save_every_s: float = 20.0
     recompute_activations: bool = False
-    compile_layers: bool = False
+    compile_layers: bool | None = None
 
     def __post_init__(self) -> None:
         if self.max_active < 1 or self.report_every < 1 or self.save_every_s < 0 or (self.tokens_per_pass or 1) < 1:
@@ -80,12 +83,16 @@ def fit(
 def _compiled(
     model: FrozenModel, crew: Crew, budget: TokenBudget, meter: Meter, options: FitOptions
 ) -> Iterator[FitEvent]:
-    with compiled_layers(model, is_on=options.compile_layers):
-        yield from _loop(model, crew, budget, meter, options)
+    steps = max(each.job.config.steps for each in crew.waiting)
+    is_on = choose_compiled(model, asked=options.compile_layers, steps=steps)
+    passes = choose_passes(model, is_fused=is_on and not options.recompute_activations and may_fuse(model))
+    with compiled_parts(model, is_on=is_on and not passes.is_compiled):
+        yield from _loop(model, passes, crew, budget, meter, options)
 
 
-def _loop(model: FrozenModel, crew: Crew, budget: TokenBudget, meter: Meter, options: FitOptions) -> Iterator[FitEvent]:
-    passes = choose_passes(model)
+def _loop(
+    model: FrozenModel, passes: Passes, crew: Crew, budget: TokenBudget, meter: Meter, options: FitOptions
+) -> Iterator[FitEvent]:
     while crew.waiting or crew.active:
         yield from crew.admit()
         if not crew.active:

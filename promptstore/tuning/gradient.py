@@ -57,11 +57,13 @@ def _backward(
     open_pass = passes.open(groups)
     device = model.head.weight.device
     losses = torch.zeros(len(fittings), device=device)
-    for part in split_by_cost(open_pass, items, tokens) if items else []:
+    parts = split_by_cost(open_pass, items, tokens) if items else []
+    for part in parts:
         chosen = [items[at] for at in part]
         owners = torch.tensor([item.group for item in chosen], device=device)
         scale = torch.tensor([weights[item.group] for item in chosen], device=device)
-        weighted = answer_losses(model, open_pass.states(chosen), chosen, labels) * scale
+        states = open_pass.states(chosen, is_whole=len(parts) == 1)
+        weighted = answer_losses(model, states, chosen, labels) * scale
         torch.autograd.backward(weighted.sum())
         losses.index_add_(0, owners, weighted.detach())
     open_pass.close()

@@ -5,6 +5,7 @@ tokens once and not once for every row, and the gradients of all rows gather at 
 backward pass takes them to the prompt. The numbers are those of a padded batch, up to rounding.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor
 from promptstore.lm.frozen import FrozenModel
 from promptstore.tuning.after import AfterPass, BothPasses, KeptInputs
 from promptstore.tuning.examples import Example
+from promptstore.tuning.fused import FusedPasses
 from promptstore.tuning.packed_attention import Packing
-from promptstore.tuning.packed_rows import answer_states, packing_of, run_rows
+from promptstore.tuning.packed_rows import Layers, answer_states, packing_of, run_rows
 from promptstore.tuning.padded import PaddedPasses
 from promptstore.tuning.passes import Group, Item, OpenPass, Passes
+
+log = logging.getLogger(__name__)
 
 # Relative distance of packed from padded states that rounding explains; measured: 1e-6 in float32, 2e-2 in bfloat16.
 TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.1
@@ -29,50 +33,77 @@ class PackedPasses:
     While a pass computes, the network's attention is switched to ours: nobody else may run it at that moment.
     """
 
-    def __init__(self, model: FrozenModel) -> None:
+    def __init__(self, model: FrozenModel, *, is_fused: bool = False) -> None:
         self._model = model
-
+        self._fused = FusedPasses(model) if is_fused else None
         self._kept = KeptInputs(model)
+
+    @property
+    def is_compiled(self) -> bool:
+        return self._fused is not None
 
     def open(self, groups: Sequence[Group]) -> OpenPass:
         if not any(group.is_after for group in groups):
-            return _PackedPass(self._model, groups)
+            return self._open(groups)
         # Each way sees a bare model in place of the other's prompts, and none of its rows.
         before = [Group(None) if group.is_after else group for group in groups]
-        return BothPasses(groups, _PackedPass(self._model, before), AfterPass(self._model, groups, self._kept))
+        return BothPasses(groups, self._open(before), AfterPass(self._model, groups, self._kept))
+
+    def _open(self, groups: Sequence[Group]) -> OpenPass:
+        # What takes no gradient is run too seldom to be compiled a second time.
+        is_fused = self._fused is not None and torch.is_grad_enabled()
+        return self._fused.open(groups) if self._fused and is_fused else _PackedPass(self._model, groups)
 
 
-def choose_passes(model: FrozenModel) -> Passes:
-    """The packed way if the architecture takes it, shown by equal results on a few rows; else the padded one."""
+def choose_passes(model: FrozenModel, *, is_fused: bool = False) -> Passes:
+    """The packed way if the architecture takes it, shown by equal results on a few rows; else the padded one.
+
+    is_fused: gradients go through compiled layers with one kernel of attention, if that gives equal results too.
+    """
     padded = PaddedPasses(model)
     network = model.network
     is_known = set(getattr(network.config.get_text_config(), "layer_types", None) or ()) <= KNOWN_LAYERS
     may_pack = model.takes_positions and is_known and getattr(network, "_supports_attention_backend", False)
     if model.is_encoder_decoder or not may_pack:
         return padded
-    packed = PackedPasses(model)
-    return packed if _agree(model, packed, padded) else padded
+    with torch.no_grad():
+        packed = PackedPasses(model)
+        if not _agree(model, packed, padded):
+            return padded
+    if is_fused:
+        if _agree(model, fused := PackedPasses(model, is_fused=True), padded):
+            return fused
+        log.warning("compiled layers are not used: they fail on this model, or give other numbers than plain ones")
+    return packed
 
 
 class _PackedPass:
     def __init__(self, model: FrozenModel, groups: Sequence[Group]) -> None:
         self._model = model
         self._groups = groups
+        self._is_begun = False
         self._shared: list[tuple[Tensor, Tensor]] = []
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
-        if any(group.length for group in groups):
-            self._run_prefixes()
 
     def cost(self, item: Item) -> int:
         return len(item.example.tokens) - len(self._groups[item.group].prefix_ids)
 
-    def states(self, items: Sequence[Item]) -> Tensor:
+    def rank(self, item: Item) -> int:
+        return self.cost(item)
+
+    def states(self, items: Sequence[Item], *, is_whole: bool = False) -> Tensor:
         rows = [item.example.tokens[len(self._groups[item.group].prefix_ids) :] for item in items]
         embedded = self._model.embed(torch.tensor([[index for row in rows for index in row]]).to(self._model.device))
-        lengths = [len(row) for row in rows]
-        packing = self._packing(lengths, [item.group for item in items])
-        return answer_states(run_rows(self._model, embedded, lengths, packing), lengths, items)
+        lengths, groups = [len(row) for row in rows], [item.group for item in items]
+        if is_whole and not self._is_begun and self._has_prefixes:
+            ahead = self._prefixes()
+            packing = self._packing(lengths, groups, ahead.kept_keys, ahead.kept_values, ahead)
+            embedded = torch.cat([self._embedded_prefixes(), embedded], dim=1)
+        else:
+            self._run_prefixes()
+            packing = self._packing(lengths, groups, self._keys, self._values)
+        return answer_states(run_rows(self._model, embedded, packing), lengths, items)
 
     def close(self) -> None:
         pairs = [(computed, leaf.grad) for computed, leaf in self._shared if leaf.grad is not None]
@@ -80,13 +111,27 @@ class _PackedPass:
             gradients = [gradient.to(computed.dtype) for computed, gradient in pairs if gradient is not None]
             torch.autograd.backward([computed for computed, _ in pairs], gradients)
 
+    @property
+    def _has_prefixes(self) -> bool:
+        return any(group.length for group in self._groups)
+
     def _run_prefixes(self) -> None:
-        parts = [part for group in self._groups for part in self._parts(group)]
-        lengths = [group.length for group in self._groups]
-        packing = self._packing(lengths, None)
-        run_rows(self._model, torch.cat(parts)[None], lengths, packing)
+        """Before the first part of several: what all of them share is computed once."""
+        if self._is_begun or not self._has_prefixes:
+            return
+        self._is_begun = True
+        packing = self._prefixes()
+        run_rows(self._model, self._embedded_prefixes(), packing)
         self._keys = {layer: self._leaf(keys) for layer, keys in packing.kept_keys.items()}
         self._values = {layer: self._leaf(values) for layer, values in packing.kept_values.items()}
+
+    def _prefixes(self) -> Packing:
+        lengths = [group.length for group in self._groups]
+        return packing_of(self._model, lengths, [0] * len(lengths), None, {}, {})
+
+    def _embedded_prefixes(self) -> Tensor:
+        """[1, all, H]."""
+        return torch.cat([part for group in self._groups for part in self._parts(group)])[None]
 
     def _parts(self, group: Group) -> Iterator[Tensor]:
         if group.prompt is not None:
@@ -102,23 +147,26 @@ class _PackedPass:
         self._shared.append((computed, leaf))
         return leaf
 
-    def _packing(self, lengths: Sequence[int], groups: Sequence[int] | None) -> Packing:
-        """groups: of every row; `None` where the rows are the prefixes themselves."""
-        starts = [0] * len(lengths) if groups is None else [self._groups[group].length for group in groups]
-        return packing_of(self._model, lengths, starts, groups, self._keys, self._values)
+    def _packing(
+        self, lengths: Sequence[int], groups: Sequence[int], keys: Layers, values: Layers, ahead: Packing | None = None
+    ) -> Packing:
+        starts = [self._groups[group].length for group in groups]
+        return packing_of(self._model, lengths, starts, groups, keys, values, ahead)
 
 
-@torch.no_grad()
 def _agree(model: FrozenModel, packed: Passes, padded: Passes) -> bool:
     """Do both ways give the same states? Prompts before and after, the bare model, rows of several lengths."""
     ids = [3 + at % max(1, model.vocabulary_size - 4) for at in range(40)]
     prompts = [model.embed(torch.tensor([part], device=model.device))[0].float() for part in (ids[:3], ids[5:12])]
+    if torch.is_grad_enabled():
+        prompts = [prompt.requires_grad_() for prompt in prompts]
     groups = [Group(prompts[0]), Group(prompts[1], tuple(ids[20:22])), Group(None), Group(prompts[1], is_after=True)]
     rows = [(0, ids[10:14]), (1, ids[20:28]), (3, ids[2:9]), (2, ids[7:22]), (1, ids[20:23])]
     items = [Item(group, Example(tuple(row), (ids[0], ids[1]))) for group, row in rows]
-    expected = padded.open(groups).states(items).float()
+    with torch.no_grad():
+        expected = padded.open(groups).states(items).float()
     try:
-        found = packed.open(groups).states(items).float()
+        found = packed.open(groups).states(items).detach().float()
     except (TypeError, KeyError, AttributeError, ValueError, RuntimeError):
         return False  # an architecture that calls attention in a way of its own
     distance = float((found - expected).norm() / expected.norm())

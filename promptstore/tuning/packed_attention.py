@@ -15,13 +15,15 @@ IMPLEMENTATION = "promptstore_packed_tuning"
 class Packing:
     """R rows in one sequence of N tokens, T the length of the longest. Travels with the forward pass to every layer.
 
-    slots: [N], row * T + place of each token. starts: [R], positions before each row. groups: [R], whose shared
-    positions those are. prefix_keys, prefix_values: by layer, the shared ones of each group, [G, K, C, D]; empty if
-    there are none. kept_keys, kept_values: by layer, [R, K, T, D]; filled by a pass over the prefixes themselves, which
-    has no `groups`.
+    slots: [N], row * T + place of each token. positions: [N], of each token in its text. starts: [R], positions before
+    each row. groups: [R], whose shared positions those are. prefix_keys, prefix_values: by layer, the shared ones of
+    each group, [G, K, C, D]; empty if there are none. kept_keys, kept_values: by layer, [R, K, T, D]; filled by a pass
+    over the prefixes themselves, which has no `groups`. ahead: prefixes that stand first in the same sequence; what is
+    kept of them is `prefix_keys` and `prefix_values`, filled layer by layer.
     """
 
     slots: Tensor
+    positions: Tensor
     rows: int
     width: int
     starts: Tensor
@@ -30,6 +32,7 @@ class Packing:
     prefix_values: Mapping[int, Tensor]
     kept_keys: dict[int, Tensor] = field(default_factory=dict)
     kept_values: dict[int, Tensor] = field(default_factory=dict)
+    ahead: "Packing | None" = None
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
     def spread(self, packed: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ class Packing:
 
     def _seen(self, window: int | None) -> Tensor:
         device = self.slots.device
-        shared = next((keys.shape[2] for keys in self.prefix_keys.values()), 0)
+        shared = next((keys.shape[2] for keys in self.prefix_keys.values()), 0)  # C
         within, before = torch.arange(self.width, device=device), torch.arange(shared, device=device)
         starts = self.starts[:, None]
         queries = starts + within
@@ -87,24 +90,45 @@ def attend(
     """What transformers calls in every layer. query: [1, heads, N, D]; key, value: [1, K, N, D], positions applied."""
     if attention_mask is not None or s_aux is not None:
         raise ValueError("an attention mask or sinks of the model's own: this architecture must be padded")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    parts, begin = [], 0
+    for part in ([] if packing.ahead is None else [packing.ahead]) + [packing]:
+        end = begin + len(part.slots)
+        queries, keys, values = (each[:, :, begin:end] for each in (query, key, value))
+        parts.append(_attend(part, module.layer_idx, queries, keys, values, scale, sliding_window, softcap))
+        begin = end
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], None
+
+
+def _attend(
+    packing: Packing,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """[1, N, heads, D] of the packing's own tokens."""
     queries, keys, values = packing.spread(query), packing.spread(key), packing.spread(value)
     if packing.groups is None:
-        packing.kept_keys[module.layer_idx], packing.kept_values[module.layer_idx] = keys, values
+        packing.kept_keys[layer], packing.kept_values[layer] = keys, values
     elif packing.prefix_keys:
-        keys = _behind(packing.prefix_keys[module.layer_idx], packing.groups, keys)
-        values = _behind(packing.prefix_values[module.layer_idx], packing.groups, values)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    bias = packing.bias(sliding_window, query.dtype)
+        keys = _behind(packing.prefix_keys[layer], packing.groups, keys)
+        values = _behind(packing.prefix_values[layer], packing.groups, values)
+    bias = packing.bias(window, query.dtype)
     if query.device.type == "cpu" or softcap is not None:
         mixed = _by_products(queries, keys, values, bias, scale, softcap)
     else:
         mixed = _fused(queries, keys, values, bias, scale)
-    return packing.gather(mixed), None
+    return packing.gather(mixed)
 
 
 def _behind(shared: Tensor, groups: Tensor, own: Tensor) -> Tensor:
-    """Each row's own keys or values behind those of its group, [R, K, C + T, D]."""
-    return torch.cat([shared.index_select(0, groups).to(own.dtype), own], dim=2)
+    """Each row's own keys or values behind those of its group, [R, K, C + T, D]. Gradients add up in float32."""
+    source = shared.float() if shared.requires_grad else shared
+    return torch.cat([source.index_select(0, groups).to(own.dtype), own], dim=2)
 
 
 def _by_products(

@@ -23,56 +23,55 @@ def packing_of(
     groups: Sequence[int] | None,
     prefix_keys: Layers,
     prefix_values: Layers,
+    ahead: Packing | None = None,
 ) -> Packing:
     """lengths: tokens of each row. starts: positions before each. The others as in `Packing`."""
     width = max(lengths)
     slots = torch.cat([torch.arange(length) + row * width for row, length in enumerate(lengths)])
+    positions = torch.cat([torch.arange(length) + start for start, length in zip(starts, lengths, strict=True)])
     return Packing(
         slots=slots.to(model.device),
+        positions=positions.to(model.device),
         rows=len(lengths),
         width=width,
         starts=torch.tensor(starts, device=model.device),
         groups=None if groups is None else torch.tensor(groups, device=model.device),
         prefix_keys=prefix_keys,
         prefix_values=prefix_values,
+        ahead=ahead,
     )
 
 
-def run_rows(model: FrozenModel, embedded: Tensor, lengths: Sequence[int], packing: Packing) -> Tensor:
-    """Last hidden states [1, N, H] of rows end to end. embedded: [1, N, H]."""
-    within = torch.cat([torch.arange(length) for length in lengths]).to(model.device)
-    starts = packing.starts.repeat_interleave(torch.tensor(lengths, device=model.device))
-    with packed_attention(model.network):
+def run_rows(model: FrozenModel, embedded: Tensor, packing: Packing) -> Tensor:
+    """Last hidden states [N, H] of rows end to end, without those of what is ahead of them. embedded: [1, all, H]."""
+    positions = packing.positions if packing.ahead is None else torch.cat([packing.ahead.positions, packing.positions])
+    AttentionInterface.register(IMPLEMENTATION, attend)
+    with attention_named(model.network, IMPLEMENTATION):
         outputs = model.network.base_model(
-            inputs_embeds=embedded,
-            position_ids=(within + starts)[None],
-            use_cache=False,
-            return_dict=True,
-            packing=packing,
+            inputs_embeds=embedded, position_ids=positions[None], use_cache=False, return_dict=True, packing=packing
         )
-    hidden: Tensor = outputs.last_hidden_state
-    return hidden
+    hidden: Tensor = outputs.last_hidden_state[0]
+    return hidden[len(hidden) - len(packing.positions) :]
 
 
 def answer_states(hidden: Tensor, lengths: Sequence[int], items: Sequence[Item]) -> Tensor:
-    """The states that answer tokens are read from, which end every row: contiguous [A, H]. hidden: [1, N, H]."""
+    """The states that answer tokens are read from, which end every row: contiguous [A, H]. hidden: [N, H]."""
     answers = [
         place
         for item, end in zip(items, accumulate(lengths), strict=True)
         for place in range(end - len(item.example.answer_ids), end)
     ]
-    return hidden[0].index_select(0, torch.tensor(answers, device=hidden.device))
+    return hidden.index_select(0, torch.tensor(answers, device=hidden.device))
 
 
 @contextmanager
-def packed_attention(network: Any) -> Iterator[None]:
-    """The network's attention is ours within this block; blocks may be nested."""
-    AttentionInterface.register(IMPLEMENTATION, attend)
+def attention_named(network: Any, name: str) -> Iterator[None]:
+    """The network's attention is the one registered as `name` within this block; blocks may be nested."""
     before = network.config._attn_implementation  # noqa: SLF001 - transformers has a setter and no getter
-    if before == IMPLEMENTATION:
+    if before == name:
         yield
         return
-    network.set_attn_implementation(IMPLEMENTATION)
+    network.set_attn_implementation(name)
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from promptstore.tuning.passes import Group, Item, OpenPass
 @dataclass(frozen=True, slots=True, eq=False)
 class PaddedPasses:
     model: FrozenModel
+    is_compiled: bool = False
 
     def open(self, groups: Sequence[Group]) -> OpenPass:
         return _PaddedPass(self.model, groups)
@@ -27,7 +28,10 @@ class _PaddedPass:
     def cost(self, item: Item) -> int:
         return self.groups[item.group].num_virtual_tokens + len(item.example.tokens)
 
-    def states(self, items: Sequence[Item]) -> Tensor:
+    def rank(self, item: Item) -> int:
+        return self.cost(item)
+
+    def states(self, items: Sequence[Item], *, is_whole: bool = False) -> Tensor:  # noqa: ARG002 - parts cost no more
         answers = [len(item.example.answer_ids) for item in items]
         if self.model.is_encoder_decoder:
             hidden = self._decoder_states(items)

@@ -53,22 +53,31 @@ class OpenPass(Protocol):
     def cost(self, item: Item) -> int:
         """Positions that a row makes the model compute, or look at where they are kept from before."""
 
-    def states(self, items: Sequence[Item]) -> Tensor:
-        """Per answer token, row after row, the hidden state it is read from: contiguous [A, H]."""
+    def rank(self, item: Item) -> int:
+        """Rows of like rank share a part."""
+
+    def states(self, items: Sequence[Item], *, is_whole: bool = False) -> Tensor:
+        """Per answer token, row after row, the hidden state it is read from: contiguous [A, H].
+
+        is_whole: these are all rows there will be, so prompts and rows may share one forward pass.
+        """
 
     def close(self) -> None:
         """Takes gradients that are still under way to the prompts; call it once, after the last backward pass."""
 
 
 class Passes(Protocol):
-    """A way to run rows of one model."""
+    """A way to run rows of one model. is_compiled: it runs compiled layers where gradients are taken."""
+
+    @property
+    def is_compiled(self) -> bool: ...
 
     def open(self, groups: Sequence[Group]) -> OpenPass:
         """Begins with the groups' prompts as they are now."""
 
 
 def split_by_cost(open_pass: OpenPass, items: Sequence[Item], limit: int) -> list[list[int]]:
-    """Indices of `items` in parts of about equal cost, none above `limit` unless one row alone is; rows of like length
+    """Indices of `items` in parts of about equal cost, none above `limit` unless one row alone is; rows of like rank
     share a part.
     """
     costs = [open_pass.cost(item) for item in items]
@@ -76,7 +85,7 @@ def split_by_cost(open_pass: OpenPass, items: Sequence[Item], limit: int) -> lis
     target = sum(costs) / parts
     split: list[list[int]] = [[]]
     filled = 0
-    for at in sorted(range(len(items)), key=lambda at: (costs[at], at)):
+    for at in sorted(range(len(items)), key=lambda at: (open_pass.rank(items[at]), at)):
         is_full = filled + costs[at] > limit or filled >= target
         if split[-1] and is_full:
             split.append([])

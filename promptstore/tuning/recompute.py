@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptstore.lm.frozen import FrozenModel
-from promptstore.tuning.packed_rows import packed_attention
+from promptstore.tuning.packed_rows import attention_named
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def recomputed_layers(model: FrozenModel, *, is_on: bool) -> Iterator[None]:
     """
     layers = [each for each in model.network.modules() if isinstance(each, GradientCheckpointingLayer)] if is_on else []
     for layer in layers:
-        layer.forward = partial(checkpoint, partial(_run, model.network, layer.forward), use_reentrant=False)
+        layer.forward = partial(_kept_inputs, model.network, layer.forward)
     try:
         yield
     finally:
@@ -28,9 +28,12 @@ def recomputed_layers(model: FrozenModel, *, is_on: bool) -> Iterator[None]:
             del layer.forward  # the class's own comes back
 
 
-def _run(network: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
-    """A layer's forward pass, now or later: by then the network's attention is its own again, and must be ours."""
-    if "packing" not in kwargs:
-        return forward(*args, **kwargs)
-    with packed_attention(network):
-        return forward(*args, **kwargs)
+def _kept_inputs(network: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    """A layer's forward pass, now and later: by then the network's attention is its own again, and must be as now."""
+    name = network.config._attn_implementation  # noqa: SLF001 - transformers has a setter and no getter
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with attention_named(network, name):
+            return forward(*args, **kwargs)
+
+    return checkpoint(run, *args, use_reentrant=False, **kwargs)

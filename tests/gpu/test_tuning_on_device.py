@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from promptstore.errors import InvalidInputError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.placement import choose_device
 from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama, tiny_t5
 from promptstore.testing.tuning_tasks import echo_job, sentiment_job
 from promptstore.tuning.answers import answer_losses
-from promptstore.tuning.compiled import require_compiler
+from promptstore.tuning.compiled import missing_compiler
 from promptstore.tuning.events import FitFinished, StepReport
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fit import FitOptions, fit
@@ -24,6 +23,7 @@ from promptstore.tuning.passes import Group, Item, Passes
 DEVICE = choose_device("auto")
 DECODERS = [tiny_llama, tiny_gpt2, tiny_gemma]
 MakeModel = Callable[..., FrozenModel]
+NEEDS_KERNEL = pytest.mark.skipif(DEVICE.type != "cuda", reason="the fused kernel has no backward pass on a CPU")
 
 
 def on_device(make: MakeModel, dtype: torch.dtype = torch.float32) -> FrozenModel:
@@ -32,13 +32,15 @@ def on_device(make: MakeModel, dtype: torch.dtype = torch.float32) -> FrozenMode
     return model
 
 
-def gradients(model: FrozenModel, passes: Passes) -> list[torch.Tensor]:
+def gradients(model: FrozenModel, passes: Passes, *, is_whole: bool = False) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randn(n, 64, generator=generator).to(DEVICE).requires_grad_() for n in (1, 20, 100)]
     rows = [torch.randint(3, 480, (n,), generator=generator).tolist() for n in (5, 150, 31, 8, 64, 12)]
     items = [Item(at % 3, Example(tuple(row), (11,), 0)) for at, row in enumerate(rows)]
     open_pass = passes.open([Group(prompt) for prompt in prompts])
-    torch.autograd.backward(answer_losses(model, open_pass.states(items), items, [(11, 42)] * 3).sum())
+    torch.autograd.backward(
+        answer_losses(model, open_pass.states(items, is_whole=is_whole), items, [(11, 42)] * 3).sum()
+    )
     open_pass.close()
     return [prompt.grad for prompt in prompts if prompt.grad is not None]
 
@@ -49,6 +51,36 @@ def test_packed_gradients_are_padded_gradients(make: MakeModel, dtype: torch.dty
     model = on_device(make, dtype)
     for ours, theirs in zip(gradients(model, PackedPasses(model)), gradients(model, PaddedPasses(model)), strict=True):
         assert float((ours - theirs).norm()) < tolerance * float(theirs.norm())
+
+
+@NEEDS_KERNEL
+@pytest.mark.parametrize("make", DECODERS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.15)])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_fused_gradients_are_padded_gradients(
+    make: MakeModel, dtype: torch.dtype, tolerance: float, is_whole: bool
+) -> None:
+    model = on_device(make, dtype)
+    fused = gradients(model, PackedPasses(model, is_fused=True), is_whole=is_whole)
+    for ours, theirs in zip(fused, gradients(model, PaddedPasses(model)), strict=True):
+        assert float((ours - theirs).norm()) < tolerance * float(theirs.norm())
+
+
+@pytest.mark.parametrize("is_fused", [False, pytest.param(True, marks=NEEDS_KERNEL)])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_numbers_that_are_none_stay_with_their_prompt(is_fused: bool, is_whole: bool) -> None:
+    model = on_device(tiny_llama)
+    healthy, broken = (torch.randn(n, 64, device=DEVICE).requires_grad_() for n in (4, 9))
+    with torch.no_grad():
+        broken.fill_(torch.nan)
+    items = [Item(at % 2, Example((5, 6, 7 + at), (11,), 0)) for at in range(9)]
+    open_pass = PackedPasses(model, is_fused=is_fused).open([Group(healthy), Group(broken)])
+    losses = answer_losses(model, open_pass.states(items, is_whole=is_whole), items, [(11, 42)] * 2)
+    torch.autograd.backward(losses.sum())
+    open_pass.close()
+    assert losses.isnan().tolist() == [at % 2 == 1 for at in range(9)]
+    assert healthy.grad is not None
+    assert bool(healthy.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("make", DECODERS)
@@ -90,10 +122,8 @@ def test_a_fit_in_bfloat16_keeps_a_float32_master_and_learns() -> None:
 
 
 def test_compiled_layers_fit_the_same() -> None:
-    try:
-        require_compiler(DEVICE.type)
-    except InvalidInputError as error:
-        pytest.skip(str(error))
+    if lacking := missing_compiler(DEVICE.type):
+        pytest.skip(f"compiling needs {lacking}")
     model = on_device(tiny_llama)
     job = sentiment_job(num_virtual_tokens=8, learning_rate=0.003)
     plain, compiled = (

@@ -1,0 +1,138 @@
+"""Prompts and rows in one sequence and one forward pass through compiled layers: the way of a GPU (ADR 0044).
+
+A prompt's keys and values are computed next to the rows that see them, once for all rows of a part; parts hold whole
+groups as far as they go. Half as many kernels are launched as by two passes, and a launch is what a small step waits
+for.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from promptstore.lm.frozen import FrozenModel
+from promptstore.tuning.fused_attention import IMPLEMENTATION, Masks, Span, attend, block_masks, lay_end_to_end
+from promptstore.tuning.packed_rows import attention_named
+from promptstore.tuning.passes import Group, Item
+
+
+def may_fuse(model: FrozenModel) -> bool:
+    """All of the model is on one GPU."""
+    places = {each.device for each in model.network.parameters()}
+    return len(places) == 1 and next(iter(places)).type == "cuda"
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """What one forward pass computes. ids: [N], 0 at virtual tokens, whose places are `virtual`, prompt by prompt."""
+
+    ids: list[int]
+    spans: list[Span] = field(default_factory=list)
+    virtual: list[int] = field(default_factory=list)
+    prompts: list[Tensor] = field(default_factory=list)
+
+    def place_prefix(self, group: Group, start: int) -> int:
+        """Puts a group's prompt, and the tokens that its rows share, at `start`; returns the index of the span."""
+        self.spans.append(Span(start, group.length))
+        if group.prompt is not None:
+            self.prompts.append(group.prompt)
+            self.virtual += range(start, start + group.num_virtual_tokens)
+        self.ids[start + group.num_virtual_tokens : start + group.length] = group.prefix_ids
+        return len(self.spans) - 1
+
+    def place_row(self, tokens: Sequence[int], start: int, group: Group, parent: int) -> int:
+        """Returns the place behind its last token."""
+        self.spans.append(Span(start, len(tokens), group.length, parent))
+        self.ids[start : start + len(tokens)] = tokens
+        return start + len(tokens)
+
+
+class FusedPasses:
+    """For decoder-only models on one GPU whose architecture the packed way takes."""
+
+    def __init__(self, model: FrozenModel) -> None:
+        self._model = model
+        layers = [each for each in model.network.modules() if isinstance(each, GradientCheckpointingLayer)]
+        self._compiled = {layer: torch.compile(layer._call_impl, dynamic=True) for layer in layers}  # noqa: SLF001
+
+    def open(self, groups: Sequence[Group]) -> "_FusedPass":
+        return _FusedPass(self, self._model, groups)
+
+    @contextmanager
+    def compiled_layers(self) -> Iterator[None]:
+        """Within this block the layers run compiled, whole, where they are on a GPU."""
+        is_on = self._model.device.type == "cuda"
+        for layer, call in self._compiled.items():
+            layer._compiled_call_impl = call if is_on else None  # noqa: SLF001 - torch has no other way in or out
+        try:
+            yield
+        finally:
+            for layer in self._compiled:
+                layer._compiled_call_impl = None  # noqa: SLF001
+
+
+class _FusedPass:
+    def __init__(self, passes: FusedPasses, model: FrozenModel, groups: Sequence[Group]) -> None:
+        self._passes = passes
+        self._model = model
+        self._groups = groups
+
+    def cost(self, item: Item) -> int:
+        return len(item.example.tokens) - len(self._groups[item.group].prefix_ids)
+
+    def rank(self, item: Item) -> int:
+        return item.group
+
+    def states(self, items: Sequence[Item], *, is_whole: bool = False) -> Tensor:  # noqa: ARG002 - parts are alike
+        of_group: dict[int, list[int]] = {}
+        for at, item in enumerate(items):
+            of_group.setdefault(item.group, []).append(at)
+        rows = [item.example.tokens[len(self._groups[item.group].prefix_ids) :] for item in items]
+        lengths = [[self._groups[group].length, *(len(rows[at]) for at in own)] for group, own in of_group.items()]
+        starts, size = lay_end_to_end(lengths)
+        sequence, ends = _Sequence([0] * size), [0] * len(items)
+        for (at_group, own), (first, *places) in zip(of_group.items(), starts, strict=True):
+            group = self._groups[at_group]
+            parent = sequence.place_prefix(group, first)
+            for at, place in zip(own, places, strict=True):
+                ends[at] = sequence.place_row(rows[at], place, group, parent)
+        answers = [
+            place
+            for item, end in zip(items, ends, strict=True)
+            for place in range(end - len(item.example.answer_ids), end)
+        ]
+        hidden = self._run(sequence)
+        return hidden.index_select(0, torch.tensor(answers, device=hidden.device))
+
+    def close(self) -> None: ...
+
+    def _run(self, sequence: _Sequence) -> Tensor:
+        """Last hidden states [N, H]."""
+        model, size = self._model, len(sequence.ids)
+        positions = np.zeros(size, np.int64)
+        for span in sequence.spans:
+            positions[span.start : span.end] = np.arange(span.position, span.position + span.length)
+        known = torch.from_numpy(np.stack([np.array(sequence.ids), positions])).to(model.device)
+        embedded = model.embed(known[:1])
+        if sequence.prompts:
+            places = torch.tensor(sequence.virtual, device=model.device)
+            embedded = embedded.index_copy(1, places, torch.cat(sequence.prompts)[None].to(embedded.dtype))
+        window = getattr(model.network.config.get_text_config(), "sliding_window", None)
+        masks = block_masks(sequence.spans, size, sorted({None, window}, key=str), model.device)
+        return self._forward(embedded, known[1:], masks)
+
+    def _forward(self, embedded: Tensor, positions: Tensor, masks: Masks) -> Tensor:
+        AttentionInterface.register(IMPLEMENTATION, attend)
+        network: Any = self._model.network
+        with attention_named(network, IMPLEMENTATION), self._passes.compiled_layers():
+            outputs = network.base_model(
+                inputs_embeds=embedded, position_ids=positions, use_cache=False, return_dict=True, masks=masks
+            )
+        hidden: Tensor = outputs.last_hidden_state[0]
+        return hidden
