@@ -14,7 +14,7 @@ from promptstore.errors import PromptStoreError
 
 VERSION_HEADER = "x-promptstore-version"
 # Leaves the machine to the fit that runs beside.
-PAUSE_S = 0.2
+PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
