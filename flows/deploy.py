@@ -9,10 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import yaml
 from prefect import Flow
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
-from prefect.deployments.runner import RunnerDeployment
+from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.templating import apply_values
@@ -90,13 +92,20 @@ def deploy(file: Path, *, pool: str, pool_type: str, template: Path | None = Non
     `{{ $NAME }}` in the files is a variable of the environment.
 
     Raises:
-        InvalidInputError: no such file, something in it is wrong, or the pool is of another type.
+        InvalidInputError: no such file, something in it is wrong, the pool is of another type, or the server refuses a
+            deployment; those before it in the file are applied then, and applying the mended file does the rest.
     """
     entries = read_file(file).deployments
-    deployments = [entry.deployment() for entry in entries]
+    deployments = [_built(file, entry) for entry in entries]
     ensure_pool(pool, pool_type, None if template is None else read_template(template))
     for each in deployments:
-        each.apply()
+        try:
+            each.apply()
+        except DeploymentApplyError as error:
+            if not isinstance(error.__cause__, PrefectHTTPStatusError):
+                raise
+            name, why = f"{each.flow_name}/{each.name}", _refusal(error.__cause__.response)
+            raise InvalidInputError(f"{file}: Prefect's server refuses {name}: {why}") from error
     return [f"{each.flow_name}/{each.name}" for each in deployments]
 
 
@@ -111,9 +120,33 @@ def read_file(file: Path) -> DeploymentFile:
     except yaml.YAMLError as error:
         raise InvalidInputError(f"{file} is not YAML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InvalidInputError(f"{file}: {place}: {first['msg']}") from error
+        raise InvalidInputError(f"{file}: {_first(error)}") from error
+
+
+def _built(file: Path, entry: DeploymentEntry) -> RunnerDeployment:
+    try:
+        return entry.deployment()
+    except ValidationError as error:
+        raise InvalidInputError(f"{file}: {entry.name}: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    """The first of what is wrong, and where."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def _refusal(response: httpx.Response) -> str:
+    """What a server says of a request that it does not take, in a line."""
+    try:
+        body = response.json()
+    except ValueError:
+        return f"it answered {response.status_code}"
+    found = body.get("exception_detail") or body.get("detail") if isinstance(body, dict) else None
+    if isinstance(found, list):
+        places = [(each.get("loc", ()), each.get("msg", "")) for each in found if isinstance(each, dict)]
+        found = "; ".join(f"{'.'.join(str(part) for part in place if part != 'body')}: {why}" for place, why in places)
+    return f"it answered {response.status_code}: {found}" if found else f"it answered {response.status_code}"
 
 
 def _flow(entrypoint: str) -> Flow[..., Any]:

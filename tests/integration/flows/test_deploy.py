@@ -158,6 +158,29 @@ def test_a_missing_file_is_named(runner: FlowRunner) -> None:
     assert "there is no nowhere.yaml" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("parameters: {parameters: 5}", "Prefect's server refuses maintain/refused: it answered 4"),
+        ("parameters: 5", "deployments.0.parameters: "),
+        ("triggers: [{expect: [a], within: -5}]", "refused: triggers.0."),
+    ],
+)
+def test_a_refused_deployment_is_said_in_one_line(runner: FlowRunner, tmp_path: Path, wrong: str, said: str) -> None:
+    file = tmp_path / "prefect.yaml"
+    file.write_text(
+        "deployments:\n"
+        "  - name: refused\n"
+        "    entrypoint: flows.maintain.maintain\n"
+        "    work_pool: {name: testing}\n"
+        f"    {wrong}\n"
+    )
+    done = command(runner.environment, "deploy", "--file", str(file), "--pool", POOL)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert f"{file}: {said}" in done.stderr
+
+
 def test_a_worker_runs_what_is_deployed_and_an_overlapping_run_is_cancelled(
     worker: FlowRunner, place: JobPlace, api: httpx.Client
 ) -> None:
