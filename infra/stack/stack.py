@@ -1,6 +1,7 @@
 """Up, down, status: each may be repeated, and none does anything twice."""
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from infra.stack.environment import shell_file
@@ -59,13 +60,15 @@ def up(place: StackPlace, say: Say, *, has_free_ports: bool = False) -> None:
 
 
 def down(place: StackPlace, say: Say) -> None:
-    """Stop what `up` started, the last one first; all data stays."""
+    """Stop what `up` started, the last stage first, all of a stage at once; all data stays."""
     if not place.settings_file.exists():
         say(f"nothing was ever started in {place.folder}")
         return
     with place.locked():
-        for service in reversed(_services(place)):
-            say(f"{service.name}: {'stopped' if service.stop() else 'was down'}")
+        for stage in reversed(_stages(place)):
+            with ThreadPoolExecutor(len(stage)) as pool:
+                for service, was_running in zip(stage, pool.map(Service.stop, stage), strict=True):
+                    say(f"{service.name}: {'stopped' if was_running else 'was down'}")
 
 
 def status(place: StackPlace) -> list[Standing]:
@@ -79,10 +82,14 @@ def status(place: StackPlace) -> list[Standing]:
 
 
 def _services(place: StackPlace, settings: StackSettings | None = None) -> list[Service]:
+    return [service for stage in _stages(place, settings) for service in stage]
+
+
+def _stages(place: StackPlace, settings: StackSettings | None = None) -> tuple[tuple[Service, ...], ...]:
     settings = settings or StackSettings.read(place)
     if settings is None:
         raise NotFoundError(f"there is no stack in {place.folder}; `make up` starts one")
-    return [service for stage in stages(place, settings) for service in stage]
+    return stages(place, settings)
 
 
 def _end_remains(services: Iterable[Service], say: Say) -> None:
