@@ -1,65 +1,90 @@
-"""A process of clients: asks a server for labels, at a rate or as fast as it answers, and prints what came back."""
+"""A process of clients: reads a `Load` as the first line of its input, says `asking`, asks, and prints what came of it.
 
-import argparse
+A load without an end goes on until the input is closed.
+"""
+
 import asyncio
 import json
+import sys
+import threading
 import time
+from dataclasses import astuple
 from itertools import count
-from typing import Any
 
 import httpx
 
-from infra.bench.tuning_tasks import load_split
-
-REFS = ("first", "second")
+from infra.bench.serving_load import NO_ANSWER, OK, Asked, Load
 
 
-Answered = tuple[int, float, float, str]
-
-
-async def ask_for(url: str, *, seconds: float, clients: int, rate: float | None) -> list[Answered]:
-    """(status, seconds, when it was sent by the system's monotonic clock, version that answered) of every request.
-
-    rate: requests per second, sent whether or not the last was answered.
-    """
-    texts = [row["text"] for row in load_split("sst2", "validation")]
-    numbers = count()
-    answered: list[Answered] = []
-    until = time.monotonic() + seconds
+async def run(load: Load, stopped: asyncio.Event) -> list[Asked]:
+    """Asks until the load's end, or until stopped; then waits for the answers that are still to come."""
+    asked: list[Asked] = []
+    numbers = count() if load.requests is None else iter(range(load.requests))
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=load.url, timeout=120, limits=limits) as http, asyncio.TaskGroup() as group:
 
-        async def ask() -> None:
-            number = next(numbers)
-            body = {"model": REFS[number % len(REFS)], "input": texts[number % len(texts)]}
-            started = time.monotonic()
-            answer = await http.post("/v1/classify", json=body)
-            version = answer.headers.get("x-promptstore-version", "")
-            answered.append((answer.status_code, time.monotonic() - started, started, version))
+        async def ask(number: int, due_s: float) -> None:
+            asked.append(await _ask(http, load, number % len(load.bodies), due_s))
 
         async def ask_again_and_again() -> None:
-            while time.monotonic() < until:
-                await ask()
+            for number in numbers:
+                if stopped.is_set():
+                    return
+                await ask(number, time.monotonic())
 
-        async with asyncio.TaskGroup() as group:
-            if rate is None:
-                for _ in range(clients):
-                    group.create_task(ask_again_and_again())
-            while rate is not None and time.monotonic() < until:
-                group.create_task(ask())
-                await asyncio.sleep(1 / rate)
-    return answered
+        async def ask_at_rate() -> None:
+            """Each request has its own time, reckoned from the start: one that is late makes no other late."""
+            start_s = time.monotonic()
+            for number in numbers:
+                due_s = start_s + number / load.per_s
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+                if stopped.is_set():
+                    return
+                group.create_task(ask(number, due_s))
+
+        for _ in range(load.clients):
+            group.create_task(ask_again_and_again())
+        if not load.clients:
+            await ask_at_rate()
+    return asked
+
+
+async def _ask(http: httpx.AsyncClient, load: Load, body: int, due_s: float) -> Asked:
+    sent_s = time.monotonic()
+    try:
+        answer = await http.post("/v1/classify", json=load.bodies[body])
+    except httpx.HTTPError:
+        return Asked(due_s, sent_s, time.monotonic(), NO_ANSWER, "", {}, body)
+    done_s = time.monotonic()
+    if answer.status_code != OK:
+        return Asked(due_s, sent_s, done_s, answer.status_code, "", {}, body)
+    (result,) = answer.json()["results"]
+    return Asked(due_s, sent_s, done_s, OK, _version(answer, result), result["probabilities"], body)
+
+
+def _version(answer: httpx.Response, result: dict[str, object]) -> str:
+    told = f"{result['task']}:{result['version']}"
+    return told if answer.headers["x-promptstore-version"] == told else ""
+
+
+async def _read_and_run() -> list[Asked]:
+    load = Load(**json.loads(sys.stdin.readline()))
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    if load.requests is None:
+
+        def wait_for_the_end() -> None:
+            sys.stdin.read()
+            loop.call_soon_threadsafe(stopped.set)
+
+        threading.Thread(target=wait_for_the_end, daemon=True).start()
+    print("asking", flush=True)
+    return await run(load, stopped)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url")
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=None)
-    given: Any = parser.parse_args()
-    found = asyncio.run(ask_for(given.url, seconds=given.seconds, clients=given.clients, rate=given.rate))
-    print(json.dumps(found))
+    asked = asyncio.run(_read_and_run())
+    json.dump([astuple(each) for each in asked], sys.stdout)
 
 
 if __name__ == "__main__":

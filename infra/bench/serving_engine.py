@@ -4,65 +4,41 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import torch
 
 from infra.bench.measurement import Measurement, measured
 from infra.bench.serving_peft import PeftServer
-from infra.bench.tuning_tasks import TASKS, load_split
-from promptstore.lm.encoding import TaskEncoder
+from infra.bench.serving_traffic import (
+    COMMAND,
+    LIMITS,
+    PROMPTS,
+    TASK,
+    Request,
+    Traffic,
+    bench_model,
+    random_prompts,
+    shortest_texts,
+)
 from promptstore.lm.frozen import FrozenModel
-from promptstore.lm.source import open_model
 from promptstore.objects.local import LocalObjectStore
-from promptstore.runtime.bank import Budgets
-from promptstore.runtime.decoding import choose_decoding
 from promptstore.runtime.job import ScoreJob
-from promptstore.runtime.queue import BatchLimits, JobQueue
-from promptstore.serving.loaded import common_start, load_prompt
-from promptstore.settings import load_settings
+from promptstore.runtime.queue import JobQueue
+from promptstore.serving.loaded import load_prompt
 from promptstore.store.cache import PromptCache
 from promptstore.store.prompt_store import PromptStore
-from promptstore.testing.engine_rig import EngineRig, digest_of, random_prompt
+from promptstore.testing.engine_rig import Answer, EngineRig, digest_of
 from promptstore.testing.served import new_store
 
-COMMAND = "make bench"
-SOURCE = "asset:smollm2-135m"
-TASK = TASKS["sst2"]
-PROMPTS = 50
-REQUESTS = 192
 TURNS = 4
-LIMITS = BatchLimits(rows=8)
-BUDGETS = Budgets(device_bytes=16 << 30, host_bytes=1 << 30)
-Request = tuple[int, list[int]]
-
-
-def bench_model(dtype: str) -> FrozenModel:
-    """The demo's model on one thread, so that CPU seconds count work and not waiting."""
-    torch.set_num_threads(1)
-    return open_model(SOURCE, cache_dir=load_settings().cache_dir, device="cpu", dtype=dtype)
-
-
-class Traffic:
-    """Real texts, each under one of many prompts, drawn evenly: the mix that shares least."""
-
-    def __init__(self, model: FrozenModel, num_virtual_tokens: int, *, prompts: int = PROMPTS) -> None:
-        encoder = TaskEncoder(TASK, model, reserved=num_virtual_tokens + 1)
-        rng = random.Random(0)  # noqa: S311 - repeatable traffic
-        texts = [row["text"] for row in load_split("sst2", "validation")][:REQUESTS]
-        self.labels = encoder.label_token_ids
-        self.prefix = common_start(encoder, TASK.template_fields)
-        self.prompts = [random_prompt(model, num_virtual_tokens, seed) for seed in range(prompts)]
-        self.requests: list[Request] = [(rng.randrange(prompts), encoder.encode({"text": text})) for text in texts]
-
-    def rig(self, model: FrozenModel) -> EngineRig:
-        decoding, _ = choose_decoding(model)
-        named = {f"prompt-{number}": prompt for number, prompt in enumerate(self.prompts)}
-        rig = EngineRig(model, decoding, named, prefixes=dict.fromkeys(named, self.prefix), budgets=BUDGETS)
-        for name in named:
-            rig.bank.prepared(digest_of(name))
-        return rig
+# PEFT answers this share of the prompts' requests: it takes its time.
+PEFT_PROMPTS = 12
+MANY = 1000
+BATCHES_A_TURN = 5
+Queued = tuple[JobQueue[ScoreJob], Sequence[Answer]]
 
 
 def mixed_traffic(dtype: str, num_virtual_tokens: int, targets: tuple[str, str]) -> list[Measurement]:
@@ -72,10 +48,11 @@ def mixed_traffic(dtype: str, num_virtual_tokens: int, targets: tuple[str, str])
     rig = traffic.rig(model)
     peft = PeftServer(peer, traffic.prompts, traffic.labels)
     _check_same_answers(rig, peft, traffic, tolerance=1e-2 if dtype == "float32" else 1.0)
+    groups = typical_groups(traffic.requests, PEFT_PROMPTS)
     seconds = _by_turns(
-        lambda turn: _one_by_one(peft, traffic.requests[turn::16]),
-        lambda turn: _per_prompt(peft, traffic.requests, prompts=range(turn, PROMPTS, 16)),
-        lambda turn: score_all(rig, traffic.requests[turn::2], traffic.labels),
+        lambda turn: _one_by_one(peft, groups[turn::TURNS]),
+        lambda turn: _per_prompt(peft, groups[turn::TURNS]),
+        lambda turn: score_all(rig, traffic.requests[turn::TURNS], traffic.labels),
     )
     one, per_prompt, ours = (1 / each for each in seconds)
     name = f"serving, {dtype}, {num_virtual_tokens} virtual tokens, {PROMPTS} prompts mixed"
@@ -88,21 +65,24 @@ def mixed_traffic(dtype: str, num_virtual_tokens: int, targets: tuple[str, str])
     ]
 
 
-def many_prompts(model: FrozenModel, prompts: int = 1000) -> list[Measurement]:
-    """The same requests, each under a prompt of its own, against all under one; and what choosing a prompt costs."""
-    traffic = Traffic(model, 20, prompts=prompts)
-    rig = traffic.rig(model)
-    spread = [(number * (prompts // REQUESTS), ids) for number, (_, ids) in enumerate(traffic.requests)]
-    same = [(0, ids) for _, ids in traffic.requests]
-    many_s, one_s = _by_turns(
-        lambda turn: score_all(rig, spread[turn::2], traffic.labels),
-        lambda turn: score_all(rig, same[turn::2], traffic.labels),
+def many_prompts(model: FrozenModel, prompts: int = MANY) -> list[Measurement]:
+    """As many requests as prompts wait at once, each under a prompt of its own; beside them the same under one prompt.
+
+    The texts are the shortest there are: the least work to hide the choosing of prompts behind.
+    """
+    traffic = Traffic(model, 20, prompts=prompts, texts=shortest_texts(prompts))
+    rig = traffic.rig(model, is_cheap=True)
+    inputs = [ids for _, ids in traffic.requests]
+    many, one = (
+        queue_all(rig, list(zip(numbers, inputs, strict=True)), traffic.labels)
+        for numbers in (range(prompts), [0] * prompts)
     )
+    many_s, one_s = drain_by_turns(rig, many, one)
     digests = [digest_of(f"prompt-{number}") for number in range(prompts)]
-    lookup_s = _cpu_s(lambda: [rig.bank.prepared(digest) for digest in digests]) / prompts
+    lookup_s = _cpu_s(lambda: [rig.bank.prepared(digest) for digest in digests])
     return [
         measured(
-            "serving, 1,000 prompts loaded: throughput against one prompt",
+            f"serving, {prompts:,} prompts in flight: throughput against one prompt",
             one_s / many_s,
             "x",
             target=">= 0.95",
@@ -124,8 +104,8 @@ def cold_prompt(model: FrozenModel, num_virtual_tokens: int = 100) -> list[Measu
         objects = LocalObjectStore(Path(folder) / "store")
         store = PromptStore(new_store(objects).ledger, objects, cache=PromptCache(Path(folder) / "cache", 1 << 30))
         spent_ms = []
-        for seed in range(9):
-            version = store.publish(random_prompt(model, num_virtual_tokens, seed), TASK)
+        for prompt in random_prompts(model, 9, num_virtual_tokens):
+            version = store.publish(prompt, TASK)
             store.pull(str(version), for_model=model.fingerprint)
             started = time.perf_counter()
             loaded = load_prompt(store.pull(str(version), for_model=model.fingerprint), model)
@@ -136,31 +116,74 @@ def cold_prompt(model: FrozenModel, num_virtual_tokens: int = 100) -> list[Measu
 
 
 def score_all(rig: EngineRig, requests: Sequence[Request], labels: Sequence[int]) -> int:
+    """Answers `requests`, all of which wait from the start; returns how many they are."""
+    queue, answers = queue_all(rig, requests, labels)
+    while len(queue):
+        rig.engine.score(queue.take_batch(LIMITS))
+    _require_answers(answers)
+    return len(requests)
+
+
+def queue_all(rig: EngineRig, requests: Sequence[Request], labels: Sequence[int]) -> Queued:
+    """A queue that every request waits in, and what will be their answers."""
     queue: JobQueue[ScoreJob] = JobQueue()
     asked = [rig.score(f"prompt-{number}", ids, labels) for number, ids in requests]
     for job, _ in asked:
         queue.add(job, now=0.0)
-    while len(queue):
-        rig.engine.score(queue.take_batch(LIMITS))
-    if any(answer.error for _, answer in asked):
+    return queue, [answer for _, answer in asked]
+
+
+def drain_by_turns(rig: EngineRig, *queued: Queued) -> list[float]:
+    """CPU seconds until each queue is empty; some batches of one, then some of the next, so that all meet the same."""
+    seconds = [0.0] * len(queued)
+    while any(len(queue) for queue, _ in queued):
+        for at, (queue, _) in enumerate(queued):
+            started = time.process_time()
+            for _ in range(BATCHES_A_TURN):
+                if batch := queue.take_batch(LIMITS):
+                    rig.engine.score(batch)
+            seconds[at] += time.process_time() - started
+    for _, answers in queued:
+        _require_answers(answers)
+    return seconds
+
+
+def typical_groups(requests: Sequence[Request], prompts: int) -> list[list[Request]]:
+    """All requests of some prompts, by prompt: of many samples the one whose inputs are most nearly of average length.
+
+    Otherwise the arms of a comparison would not have the same work to do.
+    """
+    by_prompt = {number: [each for each in requests if each[0] == number] for number, _ in requests}
+    rng = random.Random(0)  # noqa: S311 - repeatable
+    samples = [rng.sample(sorted(by_prompt), prompts) for _ in range(1000)]
+    average = _mean_length(requests)
+
+    def distance(sample: Sequence[int]) -> float:
+        return abs(_mean_length([request for number in sample for request in by_prompt[number]]) - average)
+
+    return [by_prompt[number] for number in min(samples, key=distance)]
+
+
+def _mean_length(requests: Sequence[Request]) -> float:
+    return fmean(len(ids) for _, ids in requests)
+
+
+def _require_answers(answers: Sequence[Answer]) -> None:
+    if any(answer.logits is None for answer in answers):
         raise RuntimeError("a request failed; the measurement is void")
-    return len(requests)
 
 
-def _one_by_one(peft: PeftServer, requests: Sequence[Request]) -> int:
+def _one_by_one(peft: PeftServer, groups: Sequence[Sequence[Request]]) -> int:
+    requests = list(chain.from_iterable(groups))
     for number, ids in requests:
         peft.answer(number, [ids])
     return len(requests)
 
 
-def _per_prompt(peft: PeftServer, requests: Sequence[Request], *, prompts: range) -> int:
-    answered = 0
-    for prompt in prompts:
-        inputs = [ids for number, ids in requests if number == prompt]
-        if inputs:
-            peft.answer(prompt, inputs)
-        answered += len(inputs)
-    return answered
+def _per_prompt(peft: PeftServer, groups: Sequence[Sequence[Request]]) -> int:
+    for group in groups:
+        peft.answer(group[0][0], [ids for _, ids in group])
+    return sum(map(len, groups))
 
 
 def _check_same_answers(rig: EngineRig, peft: PeftServer, traffic: Traffic, *, tolerance: float) -> None:

@@ -11,13 +11,19 @@ from promptstore.lm.frozen import FrozenModel
 
 
 class PeftServer:
-    """Answers as PEFT's users do: `set_adapter`, then the model. Labels are read off the last position's logits."""
+    """Answers as PEFT's users do: `set_adapter`, then the model. Labels are read off the last position's logits.
+
+    It is spared what it can be: the network computes logits for that position alone, from contiguous hidden states (a
+    bf16 product with a strided operand is a hundred times slower on a CPU).
+    """
 
     def __init__(self, model: FrozenModel, prompts: Sequence[SoftPrompt], label_token_ids: Sequence[int]) -> None:
         config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prompts[0].num_virtual_tokens)
         self._labels = list(label_token_ids)
         self._pad = model.pad_token_id
-        self._model: Any = get_peft_model(model.network, config, adapter_name="prompt-0")
+        network: Any = model.network
+        network.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
+        self._model: Any = get_peft_model(network, config, adapter_name="prompt-0")
         for number, prompt in enumerate(prompts):
             if number:
                 self._model.add_adapter(f"prompt-{number}", config)
@@ -32,5 +38,7 @@ class PeftServer:
         width = max(map(len, inputs))
         ids = torch.tensor([[self._pad] * (width - len(each)) + list(each) for each in inputs])
         mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in inputs])
-        logits = self._model(input_ids=ids, attention_mask=mask).logits[:, -1, self._labels]
-        return [[float(value) for value in row] for row in logits]
+        logits = self._model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits
+        if logits.shape[1] != 1:
+            raise RuntimeError(f"the peer computed logits for {logits.shape[1]} positions; the measurement is void")
+        return [[float(value) for value in row] for row in logits[:, -1, self._labels]]

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from infra.bench.measurement import Measurement, measured
-from infra.bench.serving_engine import BUDGETS, PROMPTS, TASK, Traffic, bench_model
+from infra.bench.serving_traffic import BUDGETS, PROMPTS, TASK, Traffic, bench_model
 from infra.bench.tuning_tasks import load_split
 from promptstore.core.task import TaskSpec
 from promptstore.lm.frozen import FrozenModel

@@ -1,0 +1,53 @@
+"""`promptstore serve` as its users run it: a process of its own that shares nothing with others but the store."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from promptstore.testing.servers.process import ServerProcess, free_port
+
+DRAIN_S = 40.0
+
+
+@contextmanager
+def server_process(store: Path, model: Path, *flags: str) -> Iterator[str]:
+    """Serves the store in the folder `store` with one thread of the CPU, in float32; gives its URL.
+
+    Settings of this process do not reach it: no keys, no traces, an empty cache.
+    """
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "promptstore", "serve", "--store", str(store), "--model", str(model)]
+    with tempfile.TemporaryDirectory(prefix="bench-server-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        process = ServerProcess(
+            [*command, "--port", str(port), *flags], log=folder / "log", environment=_environment(folder)
+        )
+        try:
+            process.wait_until(lambda: _is_ready(url))
+            yield url
+        finally:
+            process.stop(wait_s=DRAIN_S)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=10).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PROMPTSTORE_", "OTEL_"))}
+    return inherited | {
+        "OMP_NUM_THREADS": "1",
+        "PROMPTSTORE_STATE_DIR": str(folder / "state"),
+        "PROMPTSTORE_CACHE_DIR": str(folder / "cache"),
+        "PROMPTSTORE_DEVICE": "cpu",
+        "PROMPTSTORE_DTYPE": "float32",
+    }
