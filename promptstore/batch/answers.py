@@ -6,6 +6,7 @@ from typing import Protocol
 
 from promptstore.core.ref import PromptRef
 from promptstore.core.task import TaskKind, TaskSpec
+from promptstore.errors import InvalidInputError
 from promptstore.tuning.rows import Row
 
 
@@ -49,10 +50,11 @@ class ScoredVersion:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was said to one row: a label's name with every label's probability, or a text."""
+    """What was said to one row: a label's name with every label's probability, or a text. refusal: why nothing was."""
 
     text: str
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    refusal: str | None = None
 
 
 class Answers(Protocol):
@@ -66,4 +68,36 @@ class Answers(Protocol):
         """
 
     def answer(self, version: ScoredVersion, rows: Sequence[Row]) -> list[Answer]:
-        """One answer for each row, in order, all of `version`. Equal calls give equal answers, but for rounding."""
+        """One answer for each row, in order, all of `version`. Equal calls give equal answers, but for rounding.
+
+        Raises:
+            InvalidInputError: a row that cannot be answered; it may be any of them.
+        """
+
+
+def answer_each(answers: Answers, version: ScoredVersion, rows: Sequence[Row]) -> list[Answer]:
+    """As `Answers.answer`, with a refusal in place of each row that cannot be answered.
+
+    Raises:
+        InvalidInputError: none of several rows can be: what is wrong is not the rows.
+    """
+    try:
+        return answers.answer(version, rows)
+    except InvalidInputError as error:
+        found = _halved(answers, version, rows, error)
+        if all(each.refusal for each in found):
+            raise
+        return found
+
+
+def _halved(answers: Answers, version: ScoredVersion, rows: Sequence[Row], error: InvalidInputError) -> list[Answer]:
+    """Answers of rows that were refused together for `error`."""
+    if len(rows) == 1:
+        return [Answer("", refusal=str(error))]
+    found = []
+    for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+        try:
+            found += answers.answer(version, half)
+        except InvalidInputError as again:
+            found += _halved(answers, version, half, again)
+    return found

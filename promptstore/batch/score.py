@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from promptstore.batch.answers import Answer, Answers, ScoredVersion
+from promptstore.batch.answers import Answer, Answers, ScoredVersion, answer_each
 from promptstore.batch.judging import judge
 from promptstore.batch.score_file import Begun, ScoreFile, score_file
 from promptstore.core.digest import canonical_json, sha256_hex
@@ -50,7 +50,8 @@ class ScoreRequest:
 class ScoreSummary:
     """What stands in the file. found: rows that an earlier run had answered. answers: how often each label was said.
 
-    metric: the task's own, and its value over the `labelled` rows; `None` without labels. seconds: of this run.
+    refused: rows that could not be answered; their lines say why. metric: the task's own, and its value over the
+    `labelled` rows that were answered; `None` without labels. seconds: of this run.
     """
 
     output: str
@@ -58,6 +59,7 @@ class ScoreSummary:
     digest: str
     rows: int
     found: int
+    refused: int
     labelled: int
     metric: str | None
     value: float | None
@@ -70,7 +72,8 @@ class ScoreSummary:
 
     def __str__(self) -> str:
         judged = "" if self.value is None else f"; {self.metric} {self.value:.4f} on {self.labelled} labelled rows"
-        return f"{self.rows} rows by {self.version} in {self.output}{judged}"
+        refused = f"; {self.refused} could not be answered, their lines say why" if self.refused else ""
+        return f"{self.rows} rows by {self.version} in {self.output}{judged}{refused}"
 
 
 def score(
@@ -81,6 +84,8 @@ def score(
     on_progress: OnProgress = lambda _done, _rows: None,
 ) -> ScoreSummary:
     """Answer every row with the version that `request.ref` names at the first run, in the order of the rows.
+
+    A row that cannot be answered, one longer than the model say, has a line that says why; the others go on.
 
     Killed and run again, it goes on after the rows that are there, with the same version, wherever an alias points by
     then. Run again when all is done, it answers nothing and says the same.
@@ -104,7 +109,7 @@ def score(
         on_progress(found, len(rows))
         for start in range(found, len(rows), begun.rows_at_once):
             part = rows[start : start + begun.rows_at_once]
-            file.append(list(_lines(request, version, part, answers.answer(version, part))))
+            file.append(list(_lines(request, version, part, answer_each(answers, version, part))))
             on_progress(start + len(part), len(rows))
         file.finish()
         return _summary(version, file, found, time.monotonic() - began)
@@ -151,7 +156,9 @@ def _lines(
 ) -> Iterator[dict[str, Any]]:
     for number, row, answer in zip(rows.numbers, rows, answers, strict=True):
         line: dict[str, Any] = {"row": number, "version": str(version)}
-        if version.kind == "classification":
+        if answer.refusal is not None:
+            line["error"] = answer.refusal
+        elif version.kind == "classification":
             line["label"] = answer.text
             line["probabilities"] = {name: round(value, DECIMALS) for name, value in answer.probabilities.items()}
         else:
@@ -169,7 +176,8 @@ def _kept(request: ScoreRequest, row: Row) -> dict[str, str]:
 
 def _summary(version: ScoredVersion, file: ScoreFile, found: int, seconds: float) -> ScoreSummary:
     lines = list(file.lines())
-    metrics = judge(version, lines)
+    answered = [line for line in lines if "error" not in line]
+    metrics = judge(version, answered)
     metric = main_metric(version.kind, version.metric)
     counts = Counter(line["label"] for line in lines if "label" in line)
     return ScoreSummary(
@@ -178,7 +186,8 @@ def _summary(version: ScoredVersion, file: ScoreFile, found: int, seconds: float
         digest=version.digest,
         rows=len(lines),
         found=found,
-        labelled=sum("expected" in line for line in lines),
+        refused=len(lines) - len(answered),
+        labelled=sum("expected" in line for line in answered),
         metric=metric if metric in metrics else None,
         value=metrics.get(metric),
         seconds=round(seconds, 3),

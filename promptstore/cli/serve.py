@@ -25,7 +25,9 @@ def serve(
     tasks: Annotated[list[str] | None, typer.Option("--task", help="Serve only this task; repeat for more.")] = None,
     poll_s: Annotated[float, typer.Option("--poll", help="Seconds between looks at the store's log.")] = 1.0,
     staleness_s: Annotated[float, typer.Option("--staleness", help="Seconds after which the state is stale.")] = 60.0,
-    api_keys: Annotated[Path | None, typer.Option(help="TOML file of API keys and their scopes.")] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="TOML file of API keys and their scopes; read again when it changes.")
+    ] = None,
     allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Serve others without keys.")] = False,
     drain_delay_s: Annotated[float, typer.Option("--drain-delay", help="Seconds to go on after SIGTERM.")] = 0.0,
     drain_s: Annotated[float, typer.Option("--drain", help="Seconds to answer what is there, after that.")] = 30.0,
@@ -121,7 +123,11 @@ def serve(
 @app.command(rich_help_panel="Serve")
 def ask(
     ref: Annotated[str, typer.Argument(help="task, task@alias, task:number or task@sha256:digest", metavar="REF")],
-    texts: Annotated[list[str], typer.Argument(help="Texts to answer.", metavar="TEXT...")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to answer.", metavar="[TEXT...]")] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(help="name=value of one input, for a task whose template reads several; repeat for each."),
+    ] = None,
     server: Annotated[str | None, typer.Option(help="URL of the server; PROMPTSTORE_SERVER_URL if not given.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -129,31 +135,50 @@ def ask(
     from promptstore.client import Client
     from promptstore.settings import load_settings
 
+    inputs = _inputs(texts or [], field or [])
     settings = load_settings(server_url=server)
     key = settings.api_key.get_secret_value() if settings.api_key else None
     with Client(settings.server_url, api_key=key) as client:
         writes = client.model(ref)["promptstore"]["kind"] == "generation"
-        rows = _written(client, ref, texts) if writes else _labelled(client, ref, texts)
+        rows = _written(client, ref, inputs) if writes else _labelled(client, ref, inputs)
     columns = ("answer", "version", "text") if writes else ("label", "probability", "version", "text")
     emit(rows, as_json=as_json, columns=columns)
 
 
-def _labelled(client: "Client", ref: str, texts: list[str]) -> list[dict[str, Any]]:
+Input = str | dict[str, str]
+
+
+def _inputs(texts: list[str], fields: list[str]) -> list[Input]:
+    if bool(texts) == bool(fields):
+        raise InvalidInputError("ask needs texts, or --field name=value for each field of one input")
+    if texts:
+        return list(texts)
+    pairs = [each.partition("=") for each in fields]
+    if wrong := next((name for name, sign, _ in pairs if not sign), None):
+        raise InvalidInputError(f"--field {wrong!r}: expected name=value, as in question='is it so'")
+    return [{name: value for name, _, value in pairs}]
+
+
+def _shown(asked: Input) -> str:
+    return asked if isinstance(asked, str) else " ".join(f"{name}={value}" for name, value in asked.items())
+
+
+def _labelled(client: "Client", ref: str, inputs: list[Input]) -> list[dict[str, Any]]:
     return [
         {
             "label": answer.label,
             "probability": round(answer.probabilities[answer.label], 4),
             "version": f"{answer.task}:{answer.version}",
             "digest": answer.digest,
-            "text": texts[answer.index],
+            "text": _shown(inputs[answer.index]),
         }
-        for answer in client.classify(ref, texts)
+        for answer in client.classify(ref, inputs)
     ]
 
 
-def _written(client: "Client", ref: str, texts: list[str]) -> list[dict[str, Any]]:
-    answers = [client.complete(ref, text) for text in texts]
+def _written(client: "Client", ref: str, inputs: list[Input]) -> list[dict[str, Any]]:
+    answers = [client.complete(ref, each) for each in inputs]
     return [
-        {"answer": each.text, "version": f"{each.task}:{each.version}", "digest": each.digest, "text": text}
-        for each, text in zip(answers, texts, strict=True)
+        {"answer": each.text, "version": f"{each.task}:{each.version}", "digest": each.digest, "text": _shown(asked)}
+        for each, asked in zip(answers, inputs, strict=True)
     ]

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Collection
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _PREFIX_IDS = "prefix_ids"
 # Of an ensemble: how many members, and the place of the combination in COMBINATIONS.
 _ENSEMBLE = "ensemble"
 _TORN_AFTER_S = 3600.0
+# Of files that other models, or other versions of the code, left: nobody who still read them would leave them so long.
+_UNUSED_AFTER_S = 30 * 86_400.0
 
 
 class DiskSpill:
@@ -115,7 +118,7 @@ class DiskSpill:
     def _index(self) -> OrderedDict[str, tuple[Path, int]]:
         """This model's files, least recently used first; read from the folder once."""
         if self._files is None:
-            self._remove_torn()
+            self._remove_old(".*.safetensors.*", _TORN_AFTER_S)  # what a process that was killed left half-written
             found = []
             for path in self._folder.glob("*.safetensors") if self._folder.is_dir() else ():
                 name = _NAME.fullmatch(path.name)
@@ -124,15 +127,15 @@ class DiskSpill:
                 with contextlib.suppress(FileNotFoundError):  # a neighbour may have dropped it just now
                     stat = path.stat()
                     found.append((stat.st_mtime, name["digest"], path, stat.st_size))
+            self._remove_old("*.safetensors", _UNUSED_AFTER_S, but={path for _, _, path, _ in found})
             self._files = OrderedDict((digest, (path, size)) for _, digest, path, size in sorted(found))
             self.size_bytes = sum(size for _, size in self._files.values())
         return self._files
 
-    def _remove_torn(self) -> None:
-        """Removes what a process that was killed left half-written, once no living one can be at it."""
-        for path in self._folder.glob(".*.safetensors.*"):
+    def _remove_old(self, pattern: str, after_s: float, *, but: Collection[Path] = ()) -> None:
+        for path in self._folder.glob(pattern):
             with contextlib.suppress(OSError):
-                if path.stat().st_mtime < time.time() - _TORN_AFTER_S:
+                if path not in but and path.stat().st_mtime < time.time() - after_s:
                     path.unlink()
 
 

@@ -1,6 +1,7 @@
 """Who may ask: API keys with scopes, and how often."""
 
 import hashlib
+import logging
 import secrets
 import time
 import tomllib
@@ -17,6 +18,9 @@ from promptstore.serving.failures import RequestRefusedError
 Scope = Literal["infer", "admin"]
 SCOPES: tuple[Scope, ...] = ("infer", "admin")
 _CALLERS_REMEMBERED = 10_000
+_LOOKS_EVERY_S = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +60,71 @@ def read_keys(path: Path) -> list[ApiKey]:
     return [_key(table, f"key file {path}, key {number}") for number, table in enumerate(tables, start=1)]
 
 
+class KeyFile:
+    """A key file that may change while it is in use, so that a key can be taken back without a restart.
+
+    always: keys that are not in the file. Raises as `read_keys` when it is made; later, a file that cannot be read
+    leaves the keys as they were, and the log says so.
+    """
+
+    def __init__(
+        self, path: Path, always: Iterable[ApiKey] = (), *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._path = path
+        self._always = list(always)
+        self._clock = clock
+        self._mark = self._look()
+        self._looked_at = clock()
+        self.keys = [*read_keys(path), *self._always]
+
+    def changed(self) -> list[ApiKey] | None:
+        """All keys, if the file is another than at the last call; looks at it every five seconds at most."""
+        if self._clock() - self._looked_at < _LOOKS_EVERY_S:
+            return None
+        self._looked_at = self._clock()
+        if (mark := self._look()) == self._mark:
+            return None
+        self._mark = mark
+        try:
+            self.keys = [*read_keys(self._path), *self._always]
+        except InvalidInputError as error:
+            logger.warning("API keys stay as they were: %s", error)
+            return None
+        logger.info("API keys were read again: %d", len(self.keys))
+        return self.keys
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 class Access:
     """Decides for each request, on one event loop. keys: empty lets everybody in, with every scope.
 
-    anonymous_per_minute: bound per client address where there are no keys. clock: monotonic seconds.
+    changed: asked for each request; new keys, or `None` if they are as before. anonymous_per_minute: bound per client
+    address where there are no keys. clock: monotonic seconds.
     """
 
     def __init__(
         self,
         keys: Iterable[ApiKey] = (),
         *,
+        changed: Callable[[], Iterable[ApiKey] | None] = lambda: None,
         anonymous_per_minute: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keys = {key.sha256: key for key in keys}
+        self._changed = changed
         self._anonymous_per_minute = anonymous_per_minute
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    @property
+    def asks_for_keys(self) -> bool:
+        return bool(self._keys)
 
     def admit(self, authorization: str | None, client: str, scope: Scope) -> ApiKey:
         """The caller's key.
@@ -98,6 +150,8 @@ class Access:
         return self._identify(authorization) is not None
 
     def _identify(self, authorization: str | None) -> ApiKey | None:
+        if (keys := self._changed()) is not None:
+            self._keys = {key.sha256: key for key in keys}
         if not self._keys:
             return ANONYMOUS
         kind, _, value = (authorization or "").partition(" ")

@@ -67,6 +67,10 @@ class StreamOptions(_Request):
 
 
 class _GenerationRequest(_Body):
+    """What is not known here is refused, as OpenAI does: it might have changed the answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     model: Ref = Field(description=_REF_TEXT)
     input: Fields | None = Field(default=None, description="The template's fields by name, where it has several.")
     temperature: float | None = Field(default=None, description="0, greedy, if absent: what evaluation measured.")
@@ -80,6 +84,9 @@ class _GenerationRequest(_Body):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
+    metadata: dict[str, Any] | None = Field(default=None, description="Taken and not looked at.")
+    store: bool | None = Field(default=None, description="Taken and not looked at: nothing is kept.")
+    service_tier: str | None = Field(default=None, description="Taken and not looked at.")
 
     def check_supported(self, **others: object) -> None:
         """Refuses parameters that would change the answer and that this server does not have.

@@ -16,7 +16,7 @@ import uvicorn
 
 from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
-from promptstore.serving.access import Access, ApiKey, digest_key, read_keys
+from promptstore.serving.access import Access, ApiKey, KeyFile, digest_key
 from promptstore.serving.app import create_app
 from promptstore.serving.connections import patient_protocol
 from promptstore.serving.context import Lifecycle, ServerContext
@@ -49,8 +49,8 @@ def run(settings: Settings, options: ServerOptions) -> None:
         NotFoundError: there is no store. StoreUnavailableError: it cannot be reached at the start.
         OSError: the port is taken, or the address is not of this machine.
     """
-    keys = _keys(settings, options)
-    options.check(has_keys=bool(keys))
+    access = _access(settings, options)
+    options.check(has_keys=access.asks_for_keys)
     listener = _listen(options.host, options.port)
     _log_to_stderr()
     store = open_prompt_store(settings, create=False)
@@ -58,7 +58,7 @@ def run(settings: Settings, options: ServerOptions) -> None:
     abort = partial(_abort, store) if options.may_abort_rollouts else None
     with (
         exporting_tracer(settings.otlp_endpoint) as tracer,
-        serving(store, engine, options, keys=keys, abort=abort, tracer=tracer) as context,
+        serving(store, engine, options, access=access, abort=abort, tracer=tracer) as context,
     ):
         app = create_app(context, limits=options.body)
         config = uvicorn.Config(
@@ -81,7 +81,7 @@ def serving(
     engine: ServedEngine,
     options: ServerOptions,
     *,
-    keys: list[ApiKey] | None = None,
+    access: Access | None = None,
     abort: Callable[[Rollout, str], object] | None = None,
     tracer: Tracer | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -89,7 +89,7 @@ def serving(
     """A context whose engine and follower run until the `with` block ends; then it answers what it has.
 
     engine: not started yet; its end is this function's.
-    clock: monotonic seconds, for staleness.
+    access: `None` lets everybody in. clock: monotonic seconds, for staleness.
     abort: writes to the store that a rollout broke its bounds; `None` for a server that may only read.
     """
     model, bank, scheduler = engine.model, engine.bank, engine.answerer
@@ -117,7 +117,6 @@ def serving(
         options.service,
         tracer or default_tracer(),
     )
-    access = Access(keys or (), anonymous_per_minute=options.anonymous_per_minute)
     scheduler.start()
     try:
         follower.start()
@@ -127,7 +126,7 @@ def serving(
             bank=bank,
             scheduler=scheduler,
             metrics=metrics,
-            access=access,
+            access=access or Access(anonymous_per_minute=options.anonymous_per_minute),
             decoding=engine.decoding,
             staleness_bound_s=options.staleness_bound_s,
         )
@@ -189,12 +188,15 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
 
 
-def _keys(settings: Settings, options: ServerOptions) -> list[ApiKey]:
-    keys = read_keys(options.api_keys) if options.api_keys else []
+def _access(settings: Settings, options: ServerOptions) -> Access:
+    always = []
     if settings.api_key is not None:
         digest = digest_key(settings.api_key.get_secret_value())
-        keys.append(ApiKey("PROMPTSTORE_API_KEY", digest, frozenset({"infer", "admin"})))
-    return keys
+        always.append(ApiKey("PROMPTSTORE_API_KEY", digest, frozenset({"infer", "admin"})))
+    if options.api_keys is None:
+        return Access(always, anonymous_per_minute=options.anonymous_per_minute)
+    file = KeyFile(options.api_keys, always)
+    return Access(file.keys, changed=file.changed)
 
 
 def _log_to_stderr() -> None:

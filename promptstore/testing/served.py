@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from promptstore.core.state import PromptVersion
 from promptstore.core.task import DataSource, Label, TaskSpec
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.input_layer import InputLayer
 from promptstore.objects.memory import MemoryObjectStore
-from promptstore.serving.access import ApiKey
+from promptstore.serving.access import Access, ApiKey
 from promptstore.serving.app import create_app
 from promptstore.serving.connections import patient_protocol
 from promptstore.serving.context import ServerContext
@@ -99,10 +100,11 @@ def live_server(
     body: BodyLimits | None = None,
     tracer: Tracer | None = None,
     clock: Callable[[], float] = time.monotonic,
+    spill_folder: Path | None = None,
 ) -> Iterator[LiveServer]:
     """Serves until the block ends."""
     options = options or ServerOptions(poll_s=0.05)
-    engine = own_engine(model, options)
+    engine = own_engine(model, options, spill_folder=spill_folder)
     with _live(store, engine, options, keys=keys, body=body, tracer=tracer, clock=clock) as live:
         yield live
 
@@ -128,8 +130,9 @@ def _live(
     abort = partial(_abort, store)
     body = body or BodyLimits()
     http = patient_protocol(body.receive_s, most=body.connections)
+    access = Access(keys) if keys else None
     with (
-        serving(store, engine, options, keys=keys, abort=abort, tracer=tracer, clock=clock) as context,
+        serving(store, engine, options, access=access, abort=abort, tracer=tracer, clock=clock) as context,
         listening(create_app(context, limits=body), http=http) as url,
     ):
         yield LiveServer(url, context)

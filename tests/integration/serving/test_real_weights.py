@@ -1,9 +1,11 @@
 """The promise of `tests/unit/runtime/test_any_batch.py`, on SmolLM2 and real sentences, through a live server.
 
-Requests of any mix arrive at any time while aliases move and prompts leave the device; every answer must be what the
-version that it names gives alone, computed from input embeddings with nothing kept.
+Requests of any mix, prompts before and after the text, single ones and ensembles, streamed and whole, arrive at any
+time while aliases move and prompts leave the device for memory and disk; every answer must be what the version that it
+names gives alone, computed from input embeddings with nothing kept.
 """
 
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -15,7 +17,9 @@ import httpx
 import pytest
 import torch
 
+from promptstore.core.prompt import SoftPrompt
 from promptstore.core.ref import PromptRef
+from promptstore.core.task import TaskSpec
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.source import open_model
 from promptstore.runtime.bank import Budgets
@@ -35,15 +39,16 @@ from promptstore.testing.served import ANSWER, SENTIMENT, TOPIC, LiveServer, liv
 
 pytestmark = pytest.mark.lm
 
-TASKS = {task.name: replace(task, max_input_tokens=48) for task in (SENTIMENT, TOPIC, ANSWER)}
+AFTER = replace(SENTIMENT, name="after", placement="after")
+TASKS = {task.name: replace(task, max_input_tokens=48) for task in (SENTIMENT, TOPIC, ANSWER, AFTER)}
 PROMPT_LENGTHS = (1, 12, 40)
 TEXT = (
     "A gripping, beautifully shot film that stays with you. The battery died after two days and nobody answered my "
     "mails. Müller scored twice — 3:1 — and the crowd went home singing. 🙂 The senator's proposal deserves a hearing, "
     "whatever one thinks of its author; the alternative is more talk."
 )
-# Room for the longest prompt and a short one: with three tasks in use, prompts keep leaving the device.
-BUDGETS = Budgets(device_bytes=3 << 20)
+# Room for the longest prompt and a short one, on the device and off it: prompts keep leaving for memory and disk.
+BUDGETS = Budgets(device_bytes=3 << 20, host_bytes=3 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +62,16 @@ def store(model: FrozenModel) -> PromptStore:
     store = new_store()
     for task in TASKS.values():
         for length in PROMPT_LENGTHS:
-            version = store.publish(random_prompt(model, length, seed=length + len(task.name)), task, reason="test")
+            version = store.publish(_prompt(model, task, length), task, reason="test")
             store.promote(str(version), reason="test", force=True)
     return store
+
+
+def _prompt(model: FrozenModel, task: TaskSpec, length: int) -> SoftPrompt:
+    """Of classifications, the shortest is an ensemble."""
+    if task.kind == "classification" and length == PROMPT_LENGTHS[0]:
+        return SoftPrompt.together([random_prompt(model, length, seed=seed) for seed in range(3)])
+    return random_prompt(model, length, seed=length + len(task.name))
 
 
 @dataclass(slots=True)
@@ -73,17 +85,20 @@ class Oracle:
     def probabilities(self, version: str, text: str) -> dict[str, float]:
         return dict(self._ask(version, text, None))
 
-    def text(self, version: str, text: str, sampling: Sampling) -> str:
-        return str(self._ask(version, text, sampling))
+    def written(self, version: str, text: str, sampling: Sampling) -> tuple[str, list[float]]:
+        """The text and its tokens' log-probabilities."""
+        answer = self._ask(version, text, sampling)
+        return answer.text, [token.logprob for token in answer.tokens]
 
     def _ask(self, version: str, text: str, sampling: Sampling | None) -> Any:
         key = (version, text, sampling)
         if key not in self.known:
             prompt = load_prompt(self.store.pull(version, for_model=self.model.fingerprint), self.model)
-            rig = EngineRig(self.model, RecomputedDecoding(self.model), {version: prompt.prompt})
+            after = {version} if prompt.task.placement == "after" else set()
+            rig = EngineRig(self.model, RecomputedDecoding(self.model), {version: prompt.prompt}, after=after)
             ids = prompt.encoder.encode(prompt.row(text))
             if sampling is not None:
-                self.known[key] = rig.answer(rig.generate(version, ids, sampling)).text
+                self.known[key] = rig.answer(rig.generate(version, ids, sampling))
             else:
                 logits = rig.answer(rig.score(version, ids, prompt.label_token_ids)).logits
                 self.known[key] = zip(prompt.task.label_names, softmax(logits or ()), strict=True)
@@ -97,9 +112,11 @@ def oracle(model: FrozenModel, store: PromptStore) -> Oracle:
 
 
 @pytest.fixture(scope="module")
-def live(store: PromptStore, model: FrozenModel) -> Iterator[LiveServer]:
-    with live_server(store, model, ServerOptions(poll_s=0.02, budgets=BUDGETS)) as found:
+def live(store: PromptStore, model: FrozenModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    spill = tmp_path_factory.mktemp("prepared")
+    with live_server(store, model, ServerOptions(poll_s=0.02, budgets=BUDGETS), spill_folder=spill) as found:
         yield found
+        assert any(spill.iterdir()), "no prompt ever went to disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +127,7 @@ class Asked:
     text: str
     sampling: Sampling | None
     after_s: float
+    is_streamed: bool = False
 
 
 def _random_request(rng: random.Random) -> Asked:
@@ -118,9 +136,17 @@ def _random_request(rng: random.Random) -> Asked:
     start = rng.randrange(len(words))
     text = " ".join(words[start : start + rng.choice([0, 1, 3, 8, 20, 60])])
     is_sampled = rng.random() < 0.4
-    sampling = Sampling(rng.randint(1, 5), 0.8 * is_sampled, rng.choice([1.0, 0.8]), seed=rng.randrange(100))
+    sampling = Sampling(
+        rng.randint(1, 5),
+        0.8 * is_sampled,
+        rng.choice([1.0, 0.8]),
+        stop=rng.choice([(), (" the", "\n"), (".",)]),
+        seed=rng.randrange(100),
+        top_logprobs=rng.choice([None, 0, 2]),
+    )
     ref = rng.choice([task, task, f"{task}:{rng.randint(1, len(PROMPT_LENGTHS))}"])
-    return Asked(ref, text, sampling if task == "answer" else None, rng.choice([0.0, 0.0, 0.3, 1.0]))
+    after_s, is_streamed = rng.choice([0.0, 0.0, 0.3, 1.0]), rng.random() < 0.5
+    return Asked(ref, text, sampling, after_s, is_streamed) if task == "answer" else Asked(ref, text, None, after_s)
 
 
 def check_mixed_traffic(live: LiveServer, store: PromptStore, oracle: Oracle, rng: random.Random, count: int) -> int:
@@ -137,13 +163,28 @@ def check_mixed_traffic(live: LiveServer, store: PromptStore, oracle: Oracle, rn
         assert answer.status_code == 200, answer.text
         version_name = answer.headers["x-promptstore-version"]
         seen.add(version_name)
-        body = answer.json()
         if each.sampling is None:
             expected = oracle.probabilities(version_name, each.text)
-            assert body["results"][0]["probabilities"] == pytest.approx(expected, abs=1e-4), each
-        else:
-            assert body["choices"][0]["text"] == oracle.text(version_name, each.text, each.sampling), each
+            assert answer.json()["results"][0]["probabilities"] == pytest.approx(expected, abs=1e-4), each
+            continue
+        choices = _choices(answer, is_streamed=each.is_streamed)
+        text, logprobs = oracle.written(version_name, each.text, each.sampling)
+        assert "".join(choice["text"] for choice in choices) == text, each
+        if each.sampling.top_logprobs is not None:
+            found = [
+                value for choice in choices if choice["logprobs"] for value in choice["logprobs"]["token_logprobs"]
+            ]
+            assert found == pytest.approx(logprobs, abs=1e-4), each
     return len(seen)
+
+
+def _choices(answer: httpx.Response, *, is_streamed: bool) -> list[dict[str, Any]]:
+    """The whole answer, or its pieces in order."""
+    if not is_streamed:
+        return [answer.json()["choices"][0]]
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    assert lines[-1] == "[DONE]"
+    return [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
 
 
 def _ask(client: httpx.Client, asked: Asked) -> httpx.Response:
@@ -151,7 +192,8 @@ def _ask(client: httpx.Client, asked: Asked) -> httpx.Response:
     if asked.sampling is None:
         return client.post("/v1/classify", json={"model": asked.ref, "input": asked.text})
     options = {name: getattr(asked.sampling, name) for name in ("max_tokens", "temperature", "top_p", "seed")}
-    return client.post("/v1/completions", json={"model": asked.ref, "prompt": asked.text, **options})
+    others = {"stop": list(asked.sampling.stop), "logprobs": asked.sampling.top_logprobs, "stream": asked.is_streamed}
+    return client.post("/v1/completions", json={"model": asked.ref, "prompt": asked.text, **options, **others})
 
 
 def _lay_out(live: LiveServer, decoding: Decoding) -> None:

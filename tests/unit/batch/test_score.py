@@ -3,8 +3,10 @@
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -188,6 +190,31 @@ def test_texts_are_generated_and_judged_alike_here_and_through_a_server(
     assert [each["row"] for each in lines(ask("here.jsonl"))] == [2, 3, 4]
     assert here.metric == there.metric == "exact_match"
     assert set(here.metrics) == {"exact_match", "token_f1"}
+
+
+def test_a_row_that_is_refused_is_said_in_its_line_and_the_others_are_answered(
+    served: ServedAnswers, ask: Callable[..., ScoreRequest], tmp_path: Path
+) -> None:
+    source = tmp_path / "long.jsonl"
+    rows = [*ROWS[:5], {**ROWS[5], "text": "x" * 300_000}, *ROWS[6:9]]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    request = ask(source=str(source))
+    summary = score(request, served)
+    assert (summary.rows, summary.refused, summary.labelled) == (9, 1, 8)
+    assert "1 could not be answered" in str(summary)
+    assert set(lines(request)[5]) == {"row", "version", "error", "expected"}
+    assert "300000 characters" in lines(request)[5]["error"]
+    assert [each["row"] for each in lines(request) if "label" in each] == [1, 2, 3, 4, 5, 7, 8, 9]
+    assert score(request, served) == replace(summary, found=9, seconds=ANY)
+
+
+def test_what_refuses_every_row_ends_the_run(
+    served: ServedAnswers, ask: Callable[..., ScoreRequest], tmp_path: Path
+) -> None:
+    source = tmp_path / "long.jsonl"
+    source.write_text("".join(json.dumps({"text": "x" * 300_000 + str(at)}) + "\n" for at in range(3)))
+    with pytest.raises(InvalidInputError, match="characters"):
+        score(ask(source=str(source)), served)
 
 
 def test_rows_without_labels_have_answers_and_no_metric(local: LocalAnswers, ask: Callable[..., ScoreRequest]) -> None:

@@ -23,6 +23,31 @@ def test_ask_labels_or_writes_as_the_task_does() -> None:
     assert shown.stdout.split()[:3] == ["answer", "version", "text"]
 
 
+def test_ask_takes_the_fields_of_one_input() -> None:
+    model = tiny_llama()
+    fields = ["--field", "premise=a = b", "--field", "hypothesis=c"]
+    with live_server(store_of(model), model, ServerOptions(poll_s=3600)) as live:
+        done = CliRunner().invoke(app, ["ask", "entailment", *fields, "--server", live.url, "--json"])
+        lacking = CliRunner().invoke(app, ["ask", "entailment", *fields[:2], "--server", live.url])
+    assert json.loads(done.stdout)["text"] == "premise=a = b hypothesis=c"
+    assert lacking.exit_code == 1
+    assert "hypothesis" in str(lacking.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "needs texts, or --field"),
+        (["x", "--field", "a=b"], "needs texts, or --field"),
+        (["--field", "a"], "expected name=value"),
+    ],
+)
+def test_ask_says_what_it_needs(arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["ask", "entailment", *arguments])
+    assert done.exit_code == 1
+    assert said in str(done.exception)
+
+
 REFS = ("sentiment", "answer")
 
 

@@ -1,5 +1,6 @@
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +195,20 @@ def test_what_a_killed_process_left_half_written_is_removed_in_time(model: Froze
     os.utime(torn[0], (0, 0))
     DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30).put(DIGESTS[0], prepared)
     assert [path.exists() for path in torn] == [False, True]
+
+
+def test_what_another_model_left_unused_for_a_month_is_removed(model: FrozenModel, tmp_path: Path) -> None:
+    day = 86_400
+    names = {age: f"{str(age)[0] * 64}.{'0' * 16}.{'a' * 64}.safetensors" for age in (40, 5)}
+    for age, name in names.items():
+        (tmp_path / name).write_bytes(b"of another model")
+        os.utime(tmp_path / name, (time.time() - age * day,) * 2)
+    spill = DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30)
+    spill.put(DIGESTS[0], CachedDecoding(model).prepare(torch.ones(4, model.hidden_size), ()))
+    own = next(path for path in tmp_path.glob("*.safetensors") if path.name not in names.values())
+    os.utime(own, (time.time() - 40 * day,) * 2)
+    assert DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30).get(DIGESTS[0]) is not None
+    assert [(tmp_path / names[age]).exists() for age in (40, 5)] == [False, True]
 
 
 def test_a_spill_of_an_earlier_process_is_used_again(model: FrozenModel, tmp_path: Path) -> None:

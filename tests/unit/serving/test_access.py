@@ -12,7 +12,7 @@ from fastapi.routing import iter_route_contexts
 
 from promptstore.errors import InvalidInputError
 from promptstore.lm.frozen import FrozenModel
-from promptstore.serving.access import Access, ApiKey, digest_key, new_key, read_keys
+from promptstore.serving.access import Access, ApiKey, KeyFile, digest_key, new_key, read_keys
 from promptstore.serving.app import create_app
 from promptstore.serving.failures import RequestRefusedError
 from promptstore.serving.metrics import ServerMetrics
@@ -174,6 +174,34 @@ def test_a_key_file_that_is_wrong_says_where(tmp_path: Path, text: str, says: st
     path.write_text(text)
     with pytest.raises(InvalidInputError, match=says):
         read_keys(path)
+
+
+def test_a_key_is_taken_back_and_another_given_without_a_restart(tmp_path: Path) -> None:
+    path, now = tmp_path / "keys.toml", [0.0]
+
+    def write(*names: str) -> None:
+        tables = [f'[[key]]\nname = "{each}"\nsha256 = "{digest_key(each)}"\nscopes = ["infer"]\n' for each in names]
+        path.write_text("".join(tables))
+
+    def may_ask() -> list[str]:
+        return [each for each in ("old", "new", "always") if access.knows(f"Bearer {each}")]
+
+    write("old")
+    always = ApiKey("always", digest_key("always"), frozenset({"infer"}))
+    file = KeyFile(path, [always], clock=lambda: now[0])
+    access = Access(file.keys, changed=file.changed)
+    assert may_ask() == ["old", "always"]
+    write("new", "newer")
+    assert may_ask() == ["old", "always"]  # not looked at again yet
+    now[0] += 5
+    assert may_ask() == ["new", "always"]
+    for damage in (lambda: path.write_text("[[key"), path.unlink):
+        damage()
+        now[0] += 5
+        assert may_ask() == ["new", "always"]
+    write("old")
+    now[0] += 5
+    assert may_ask() == ["old", "always"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "server.example"])

@@ -171,6 +171,7 @@ def test_a_classification_task_answers_a_chat_with_its_label(api: OpenAI, server
         ({"max_tokens": 10_000}, "room for"),
         ({"logprobs": 50}, "top_logprobs"),
         ({"logit_bias": {"50": -100}}, "logit_bias"),
+        ({"extra_body": {"top_k": 5}}, "top_k"),
     ],
 )
 def test_what_would_change_the_answer_and_is_not_supported_is_refused(
