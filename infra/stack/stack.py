@@ -65,7 +65,8 @@ def down(place: StackPlace, say: Say) -> None:
         say(f"nothing was ever started in {place.folder}")
         return
     with place.locked():
-        for stage in reversed(_stages(place)):
+        for ordered in reversed(_stages(place)):
+            stage = ordered[::-1]
             with ThreadPoolExecutor(len(stage)) as pool:
                 for service, was_running in zip(stage, pool.map(Service.stop, stage), strict=True):
                     say(f"{service.name}: {'stopped' if was_running else 'was down'}")

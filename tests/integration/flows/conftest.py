@@ -1,6 +1,7 @@
 """A real Prefect server, a tiny model on disk, and flows run as people run them."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,8 +51,19 @@ def runner(place: JobPlace, prefect: PrefectServer, model_folder: Path) -> FlowR
     return FlowRunner(place.folder, {**place.environment(model_folder), **prefect.environment})
 
 
+class PatientTransport(httpx.HTTPTransport):
+    """Asks again while the server answers 503, as Prefect's own client does: SQLite is locked under load."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        deadline = time.monotonic() + 60
+        while (answer := super().handle_request(request)).status_code == 503 and time.monotonic() < deadline:
+            answer.close()
+            time.sleep(0.5)
+        return answer
+
+
 @pytest.fixture
 def api(prefect: PrefectServer) -> Iterator[httpx.Client]:
     """Prefect's own HTTP interface."""
-    with httpx.Client(base_url=prefect.api_url, timeout=90) as client:
+    with httpx.Client(base_url=prefect.api_url, timeout=90, transport=PatientTransport()) as client:
         yield client

@@ -234,7 +234,7 @@ def test_a_spill_is_read_by_the_code_that_wrote_it_and_no_other(
     prepared = CachedDecoding(model).prepare(torch.ones(4, model.hidden_size), ())
     DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30).put(DIGESTS[0], prepared)
     assert DiskSpill(tmp_path, model, RecomputedDecoding(model), budget_bytes=1 << 30).get(DIGESTS[0]) is None
-    monkeypatch.setattr("importlib.metadata.Distribution.version", property(lambda _: "0.0.1"))
+    monkeypatch.setattr("promptstore.runtime.spill.installed_version", lambda _: "0.0.1")
     assert DiskSpill(tmp_path, model, CachedDecoding(model), budget_bytes=1 << 30).get(DIGESTS[0]) is None
 
 
