@@ -100,7 +100,7 @@ class PrefectPages:
         """The run that waits; the form that a person fills in, and sends."""
         browser = self.browser
         browser.size(1440, 1250)
-        browser.open(f"{self.url}/runs/flow-run/{run}", "Paused", "Resume")
+        browser.open(f"{self.url}/runs/flow-run/{run}", "Suspended", "Resume")
         browser.click("//button[contains(., 'Resume')]")
         browser.see("Approver")
         browser.click("//label[contains(@class, 'p-toggle__control')]")
