@@ -4,19 +4,20 @@ About two hours on two quiet cores. What is finished is kept in build/quality-ce
 `python -m infra.bench.quality_table` shows what is there. Times are CPU seconds, so another load does not change them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from infra.bench.measurement import Measurement, measured
-from infra.bench.quality_runs import QualityRuns
-from infra.bench.tuning_cells import Cells
+from infra.bench.quality_runs import BUDGETS, LESTER_TASK, QualityRuns
+from infra.bench.tuning_cells import KeptCell
 from promptstore.tuning.config import TuneConfig
 
 COMMAND = "make bench-quality"
-# What was measured with other defaults is not mixed in.
-CELLS = Path("build") / "quality-cells" / TuneConfig().digest[:12]
+CELLS = Path("build") / "quality-cells"
 SEEDS = (0, 1, 2)
 TASKS = ("trec6", "sst2", "ag_news", "boolq")
 SEARCHED = ("trec6", "sst2")
@@ -26,31 +27,52 @@ Cell = dict[str, Any]
 
 def measurements() -> list[Measurement]:
     """The rows of `make bench-quality`; computes the cells that are missing, the most telling ones first."""
-    cells = compute(Cells(CELLS))
+    runs = QualityRuns()
+    cells = {each.name: each.cell.get(partial(each.compute, runs)) for each in planned()}
     return [*_against_peft(cells), _defaults(cells), *_orderings(cells["lester"])]
 
 
-def compute(cells: Cells) -> dict[str, Cell]:
-    """Every cell by name."""
-    runs = QualityRuns()
-    found: dict[str, Cell] = {}
-    for task in TASKS[:-1]:
-        found[f"{task}-ours"] = cells.get(f"{task}-ours", lambda t=task: runs.ours(t, SEEDS))
-        for seed in SEEDS:
-            found[f"{task}-peft-{seed}"] = cells.get(f"{task}-peft-{seed}", lambda t=task, s=seed: runs.peft(t, s))
-        found[f"{task}-untuned"] = cells.get(f"{task}-untuned", lambda t=task: runs.untuned(t))
-    for task in TASKS[:-1]:
-        found[f"{task}-course"] = cells.get(f"{task}-course", lambda t=task: runs.course(t))
+def finished() -> dict[str, Cell]:
+    """The cells that were computed before, by name."""
+    return {each.name: content for each in planned() if (content := each.cell.kept()) is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    name: str
+    cell: KeptCell
+    compute: Callable[[QualityRuns], Cell]
+
+
+def planned() -> Iterator[Planned]:
+    """Every cell of the table, in the order to compute them in."""
+    *first, last = TASKS
+    for task in first:
+        yield from _both(task)
+    for task in first:
+        yield _ours(f"{task}-course", task, lambda runs, task=task: runs.course(task))
     for task in SEARCHED:
-        found[f"{task}-search"] = cells.get(f"{task}-search", lambda t=task: runs.search(t))
-    found["lester"] = cells.get("lester", runs.lester)
-    last = TASKS[-1]
-    found[f"{last}-ours"] = cells.get(f"{last}-ours", lambda: runs.ours(last, SEEDS))
+        yield _ours(f"{task}-search", task, lambda runs, task=task: runs.search(task))
+    yield _ours("lester", LESTER_TASK, QualityRuns.lester)
+    yield from _both(last)
+    yield _ours(f"{last}-course", last, lambda runs: runs.course(last))
+
+
+def _both(task: str) -> Iterator[Planned]:
+    yield _ours(f"{task}-ours", task, lambda runs: runs.ours(task, SEEDS))
     for seed in SEEDS:
-        found[f"{last}-peft-{seed}"] = cells.get(f"{last}-peft-{seed}", lambda s=seed: runs.peft(last, s))
-    found[f"{last}-untuned"] = cells.get(f"{last}-untuned", lambda: runs.untuned(last))
-    found[f"{last}-course"] = cells.get(f"{last}-course", lambda: runs.course(last))
-    return found
+        yield _peers(f"{task}-peft-{seed}", task, lambda runs, seed=seed: runs.peft(task, seed))
+    yield _peers(f"{task}-untuned", task, lambda runs: runs.untuned(task))
+
+
+def _ours(name: str, task: str, compute: Callable[[QualityRuns], Cell]) -> Planned:
+    """What was measured with other defaults is not mixed in."""
+    return Planned(name, KeptCell(CELLS / TuneConfig().digest[:12] / BUDGETS[task].name / f"{name}.json"), compute)
+
+
+def _peers(name: str, task: str, compute: Callable[[QualityRuns], Cell]) -> Planned:
+    """Our defaults do not reach it."""
+    return Planned(name, KeptCell(CELLS / "peers" / BUDGETS[task].name / f"{name}.json"), compute)
 
 
 def time_to(course: Sequence[Sequence[float]], accuracy: float) -> float:

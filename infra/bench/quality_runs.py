@@ -37,12 +37,16 @@ class Budget:
     batch_size: int
     eval_rows: int = 500
 
+    @property
+    def name(self) -> str:
+        return f"{self.steps}x{self.batch_size}"
+
 
 BUDGETS = {
-    "sst2": Budget(100, 16),
+    "sst2": Budget(60, 16),
     "trec6": Budget(100, 16),
-    "ag_news": Budget(100, 16),
-    "boolq": Budget(60, 8, 300),
+    "ag_news": Budget(60, 16),
+    "boolq": Budget(40, 8, 300),
 }
 
 

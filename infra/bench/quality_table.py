@@ -1,17 +1,13 @@
 """The quality table of the cells that are finished, as Markdown: `python -m infra.bench.quality_table`."""
 
-import json
 from collections.abc import Sequence
 from statistics import mean, stdev
-from typing import Any
 
-from infra.bench.quality import CELLS, SEEDS, TASKS, time_to
-
-Cell = dict[str, Any]
+from infra.bench.quality import SEEDS, TASKS, Cell, finished, time_to
 
 
 def main() -> None:
-    cells = {path.stem: json.loads(path.read_bytes()) for path in sorted(CELLS.glob("*.json"))}
+    cells = finished()
     print("\n".join([*against_peft(cells), "", *lester(cells)]))
 
 

@@ -1,4 +1,4 @@
-"""Slow results that are kept: each cell is computed once and read from its file from then on."""
+"""Slow results that are kept: each is computed once and read from its file from then on."""
 
 import json
 import sys
@@ -12,21 +12,26 @@ from promptstore.store.files import write_atomically
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
-    """A folder of JSON files, one a cell. Delete a file, or the folder, to measure it again."""
+class KeptCell:
+    """A JSON file. Delete it, or its folder, to measure again."""
 
-    folder: Path
+    path: Path
 
-    def get(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The cell's content; computed, with its wall clock in `wall_s`, if it is not there yet."""
-        path = self.folder / f"{name}.json"
-        if path.exists():
-            found: dict[str, Any] = json.loads(path.read_bytes())
+    def kept(self) -> dict[str, Any] | None:
+        """The content, if it is there."""
+        if not self.path.exists():
+            return None
+        found: dict[str, Any] = json.loads(self.path.read_bytes())
+        return found
+
+    def get(self, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The content; computed, with its wall clock in `wall_s`, if it is not there yet."""
+        if (found := self.kept()) is not None:
             return found
-        print(f"{name} …", file=sys.stderr, flush=True)
+        print(f"{self.path.stem} …", file=sys.stderr, flush=True)
         began = time.perf_counter()
         content = compute()
         content["wall_s"] = round(time.perf_counter() - began, 1)
-        write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
-        print(f"{name}: {content['wall_s']} s", file=sys.stderr, flush=True)
+        write_atomically(self.path, json.dumps(content, indent=2).encode() + b"\n")
+        print(f"{self.path.stem}: {content['wall_s']} s", file=sys.stderr, flush=True)
         return content
