@@ -98,6 +98,10 @@ class CheapPreparation:
         self._decoding = decoding
         self._first: PreparedPrompt | None = None
 
+    @property
+    def is_padded(self) -> bool:
+        return self._decoding.is_padded
+
     def prepare(self, prompt: Tensor, prefix_ids: tuple[int, ...], *, is_after: bool = False) -> PreparedPrompt:
         if self._first is None:
             self._first = self._decoding.prepare(prompt, prefix_ids, is_after=is_after)

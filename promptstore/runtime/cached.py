@@ -14,6 +14,8 @@ from promptstore.runtime.row import PreparedPrompt, Row, RunningRows
 class CachedDecoding:
     """For decoder-only models whose cache is one key and value per position."""
 
+    is_padded = True
+
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
 
@@ -64,6 +66,8 @@ class CachedDecoding:
 
 class PackedDecoding(CachedDecoding):
     """As `CachedDecoding`, with inputs packed instead of padded: what a CPU is fastest with."""
+
+    is_padded = False
 
     def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
         parts = [split(row) for row in rows]

@@ -54,6 +54,10 @@ class Engine:
         self._end_ids = end_token_ids(model.tokenizer, getattr(model.network, "generation_config", None))
 
     @property
+    def is_padded(self) -> bool:
+        return self._decoding.is_padded
+
+    @property
     def running(self) -> int:
         """Answers that `step` would continue."""
         return len(self._sequences) + len(self._set_aside)

@@ -1,4 +1,4 @@
-"""Jobs that wait for the engine: bounded, first come first served, batched with others of like length."""
+"""Jobs that wait for the engine: first come first served, with others of like length where rows are padded."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -52,21 +52,23 @@ class JobQueue(Generic[AnyJob]):
         """Forgets the jobs that nobody waits for; looks at every job."""
         self._waiting = deque(each for each in self._waiting if not each.job.is_cancelled)
 
-    def take_batch(self, limits: BatchLimits, now: float = 0.0) -> Sequence[AnyJob]:
-        """Removes a batch: the oldest job, so that none starves, and those nearest to it in length, to pad little.
+    def take_batch(self, limits: BatchLimits, now: float = 0.0, *, is_padded: bool = True) -> Sequence[AnyJob]:
+        """Removes a batch: the oldest jobs, or the oldest one, so that none starves, and those nearest to it in length.
 
+        is_padded: whether rows of unlike lengths cost more than their tokens.
         now: by the clock of `add`; the jobs are told how long they waited.
         """
-        window = self._take_window(WINDOW_BATCHES * limits.rows)
+        window = self._take_window(WINDOW_BATCHES * limits.rows if is_padded else limits.rows)
         if not window:
             return ()
-        length = len(window[0].job.input_ids)
-        by_distance = sorted(range(len(window)), key=lambda at: abs(len(window[at].job.input_ids) - length))
+        lengths = [len(each.job.input_ids) for each in window]
+        order = sorted(range(len(window)), key=lambda at: abs(lengths[at] - lengths[0]) if is_padded else at)
         taken: set[int] = set()
-        longest = 0
-        for at in by_distance:
-            longest = max(longest, len(window[at].job.input_ids))
-            if taken and (len(taken) == limits.rows or longest * (len(taken) + 1) > limits.tokens):
+        longest = total = 0
+        for at in order:
+            longest, total = max(longest, lengths[at]), total + lengths[at]
+            tokens = longest * (len(taken) + 1) if is_padded else total
+            if taken and (len(taken) == limits.rows or tokens > limits.tokens):
                 break
             taken.add(at)
         # What was looked at and left goes back in front, in the order it came.

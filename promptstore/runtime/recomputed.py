@@ -14,6 +14,8 @@ from promptstore.runtime.row import PreparedPrompt, Row, RunningRows
 class RecomputedDecoding:
     """Slow in generation, where every token costs a pass over its whole row, and right for any architecture."""
 
+    is_padded = True
+
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
 

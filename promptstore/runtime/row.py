@@ -90,6 +90,10 @@ class Preparation(Protocol):
 class Decoding(Preparation, Protocol):
     """How rows of different prompts and lengths go through the model, correct in any batch."""
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether every row of a batch costs as much as its longest."""
+
     def read(self, rows: Sequence[Row]) -> Tensor:
         """The states that the answers' first tokens are read from, [B, H]."""
 

@@ -22,6 +22,8 @@ class JobEngine(Protocol):
     """What the scheduler drives; `promptstore.runtime.engine.Engine` is the real one."""
 
     @property
+    def is_padded(self) -> bool: ...
+    @property
     def running(self) -> int: ...
     def score(self, jobs: Sequence[ScoreJob]) -> None: ...
     def start(self, jobs: Sequence[GenerateJob]) -> None: ...
@@ -173,8 +175,8 @@ class Scheduler:
                 call = self._calls.popleft() if self._calls else None
                 now = self._clock()
                 late = self._take_late(now)
-                scores = self._scores.take_batch(self._limits.batch, now)
-                starts = self._starts.take_batch(self._room(), now)
+                scores = self._scores.take_batch(self._limits.batch, now, is_padded=self._engine.is_padded)
+                starts = self._starts.take_batch(self._room(), now, is_padded=self._engine.is_padded)
                 self._is_busy = True
             for job in late:
                 job.deliver(Failed(OverloadedError("the input waited too long; repeat the request in a moment")))

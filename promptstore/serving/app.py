@@ -1,5 +1,6 @@
 """The HTTP app: routes, errors and bounds around a `ServerContext`."""
 
+from functools import partial
 from importlib.metadata import version as installed_version
 
 from fastapi import FastAPI
@@ -31,6 +32,16 @@ def create_app(context: ServerContext, *, limits: BodyLimits | None = None) -> F
     for routes in (routes_classify, routes_openai, routes_state, routes_console):
         app.include_router(routes.router)
     app.add_middleware(
-        RequestMiddleware, metrics=context.metrics, limits=limits or BodyLimits(), tracer=context.service.tracer
+        RequestMiddleware,
+        metrics=context.metrics,
+        limits=limits or BodyLimits(),
+        tracer=context.service.tracer,
+        shed=partial(_shed, context),
     )
     return app
+
+
+def _shed(context: ServerContext, authorization: str | None) -> None:
+    """Tells callers that are known here, while the queue is full, that it is. Others learn first that they are not."""
+    if context.access.knows(authorization):
+        context.service.require_room()

@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from promptstore.errors import OverloadedError
 from promptstore.serving.bodies import VERSION_HEADER
 from promptstore.serving.failures import RequestRefusedError, describe, error_response
 from promptstore.serving.metrics import ServerMetrics
@@ -24,6 +26,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # nginx's status for a client that closed its request; nobody is sent it, logs and metrics have it.
 CLIENT_LEFT = 499
 _UNKNOWN_ROUTE = "unknown"
+# Routes whose requests wait for the engine.
+QUEUED_ROUTES = frozenset({"/v1/classify", "/v1/completions", "/v1/chat/completions"})
 # Ids of the request that a coroutine works for: every log line of it carries them.
 _ids: ContextVar[dict[str, str] | None] = ContextVar("ids", default=None)
 
@@ -49,12 +53,17 @@ class _Answered:
 
 @dataclass(slots=True)
 class RequestMiddleware:
-    """Reads the body whole before the app sees it: an oversized or unfinished one costs no work."""
+    """Reads the body whole before the app sees it: an oversized or unfinished one costs no work.
+
+    shed: raises what a request for the engine is told now, if none would be taken, by its `authorization`. Asked before
+    anything is read, so that a flood of refusals leaves the time to those that wait.
+    """
 
     app: ASGIApp
     metrics: ServerMetrics
     limits: BodyLimits = field(default_factory=BodyLimits)
     tracer: Tracer = field(default_factory=NoTracer)
+    shed: Callable[[str | None], None] = lambda _: None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,12 +89,16 @@ class RequestMiddleware:
                 _ids.reset(token)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, answered: _Answered) -> None:
+        headers = Headers(scope=scope)
         try:
-            body = await self._body(Headers(scope=scope), receive)
+            if scope["path"] in QUEUED_ROUTES and scope["method"] == "POST":
+                self.shed(headers.get("authorization"))
+            body = await self._body(headers, receive)
             await self._work(scope, _replay(body, receive), receive, send, answered)
-        except RequestRefusedError as refused:
-            self.metrics.refused.labels(refused.code).inc()
-            await error_response(*describe(refused))(scope, receive, send)
+        except (RequestRefusedError, OverloadedError) as refused:
+            status, told = describe(refused)
+            self.metrics.refused.labels(told["error"]["code"]).inc()
+            await error_response(status, told)(scope, receive, send)
         except Exception as error:
             if answered.status:
                 raise
@@ -152,7 +165,9 @@ class RequestMiddleware:
 
 
 def _route(scope: Scope) -> str:
-    return str(getattr(scope.get("route"), "path", _UNKNOWN_ROUTE))
+    """Also of a request that was turned away before it came to its route."""
+    early = scope["path"] if scope["path"] in QUEUED_ROUTES else _UNKNOWN_ROUTE
+    return str(getattr(scope.get("route"), "path", early))
 
 
 def _watch(send: Send, request_id: str, answered: _Answered) -> Send:

@@ -103,6 +103,10 @@ class Service:
         """Ends its thread, once no request is left."""
         self.encoding.shutdown(wait=False, cancel_futures=True)
 
+    def require_room(self) -> None:
+        """Raises what a request of one input would be told now, if it would not be taken: as `Answerer.submit`."""
+        self.scheduler.check(self._inputs_encoding + 1)
+
     async def classify(self, refs: Sequence[str], inputs: Sequence[Input], caller: str = "") -> list[Classified]:
         """Every input under every ref, inputs outermost. All of it is queued at once, or nothing.
 

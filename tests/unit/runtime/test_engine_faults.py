@@ -28,6 +28,7 @@ class SmallMemory:
 
     def __init__(self, decoding: Decoding, *, rows: int, failures: int = 0) -> None:
         self._decoding = decoding
+        self.is_padded = decoding.is_padded
         self.rows = rows
         self.failures = failures
 

@@ -15,8 +15,8 @@ def _queue(lengths: list[int]) -> JobQueue[ScoreJob]:
     return queue
 
 
-def _lengths(queue: JobQueue[ScoreJob], limits: BatchLimits) -> list[int]:
-    return [len(job.input_ids) for job in queue.take_batch(limits)]
+def _lengths(queue: JobQueue[ScoreJob], limits: BatchLimits, *, is_padded: bool = True) -> list[int]:
+    return [len(job.input_ids) for job in queue.take_batch(limits, is_padded=is_padded)]
 
 
 def test_a_batch_holds_the_oldest_job_and_those_nearest_in_length() -> None:
@@ -30,6 +30,18 @@ def test_padded_tokens_stay_within_the_limit_but_a_long_input_passes_alone() -> 
     assert _lengths(queue, BatchLimits(rows=8, tokens=20)) == [100]
     assert _lengths(queue, BatchLimits(rows=8, tokens=20)) == [10, 10]
     assert _lengths(queue, BatchLimits(rows=8, tokens=20)) == [10]
+
+
+def test_where_nothing_is_padded_the_oldest_jobs_go_whatever_their_length() -> None:
+    queue = _queue([10, 50, 11, 49, 9])
+    assert _lengths(queue, BatchLimits(rows=3), is_padded=False) == [10, 50, 11]
+    assert _lengths(queue, BatchLimits(rows=3), is_padded=False) == [49, 9]
+
+
+def test_tokens_that_are_not_padded_add_up_to_the_limit() -> None:
+    queue = _queue([100, 10, 12, 10])
+    limits = BatchLimits(rows=8, tokens=30)
+    assert [_lengths(queue, limits, is_padded=False) for _ in range(3)] == [[100], [10, 12], [10]]
 
 
 def test_no_job_starves_and_none_is_lost_or_taken_twice() -> None:

@@ -31,6 +31,8 @@ class StubEngine:
         self.fault: Exception | None = None
         self._running: list[tuple[GenerateJob, int]] = []
 
+    is_padded = True
+
     @property
     def running(self) -> int:
         return len(self._running)

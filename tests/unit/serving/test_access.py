@@ -10,13 +10,14 @@ import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
 
-from promptstore.errors import InvalidInputError
+from promptstore.errors import InvalidInputError, OverloadedError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.serving.access import Access, ApiKey, KeyFile, digest_key, new_key, read_keys
 from promptstore.serving.app import create_app
 from promptstore.serving.failures import RequestRefusedError
 from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.options import ServerOptions
+from promptstore.serving.service import Service
 from promptstore.testing.served import LiveServer, live_server, store_of
 
 INFER = ApiKey("infer", digest_key("infer-key"), frozenset({"infer"}))
@@ -73,6 +74,15 @@ def test_every_route_asks_for_its_scope(
     found = [_status(client, method, path, key) for key in (None, "infer-key", "admin-key")]
     assert found == [without, infer, admin]
     assert _status(client, method, path, "unknown") == without
+
+
+def test_a_full_queue_is_no_matter_of_strangers(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Service) -> None:
+        raise OverloadedError("full")
+
+    monkeypatch.setattr(Service, "require_room", refuse)
+    assert _status(client, "POST", "/v1/classify", None) == 401
+    assert _status(client, "POST", "/v1/classify", "infer-key") == 429
 
 
 def test_nothing_but_what_is_listed_here_is_open_to_strangers(live: LiveServer, client: httpx.Client) -> None:

@@ -182,6 +182,34 @@ def test_a_full_queue_answers_429_at_once_and_the_rest_is_answered(bounded: Live
     assert refused.json()["error"]["code"] == "overloaded"
 
 
+@pytest.fixture
+def full(bounded: LiveServer) -> Iterator[LiveServer]:
+    """Its queue takes nothing more until the test ends."""
+    hold = threading.Event()
+    scheduler = bounded.context.scheduler
+    held = scheduler.call(lambda: hold.wait(30))
+    with httpx.Client(base_url=bounded.url, timeout=60) as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.post, "/v1/classify", json={**ASK, "input": ["x"] * 8})
+        _wait_until(lambda: scheduler.queued == 8)
+        yield bounded
+        hold.set()
+        assert waiting.result().status_code == 200
+    assert held.result()
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/completions", "/v1/chat/completions"])
+def test_a_full_queue_refuses_before_anything_is_read(full: LiveServer, path: str) -> None:
+    answer = httpx.post(f"{full.url}{path}", content=b"{ not JSON")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+    text = httpx.get(f"{full.url}/metrics").text
+    assert f'promptstore_http_requests_total{{route="{path}",status="429"}}' in text
+
+
+def test_what_needs_no_engine_is_answered_while_the_queue_is_full(full: LiveServer) -> None:
+    assert httpx.get(f"{full.url}/v1/models").status_code == 200
+    assert httpx.get(f"{full.url}/v1/classify").status_code == 405
+
+
 def test_a_request_of_more_texts_than_the_queue_takes_is_refused_whole(bounded: LiveServer) -> None:
     answer = httpx.post(f"{bounded.url}/v1/classify", json={**ASK, "input": ["x"] * 9})
     assert answer.status_code == 429
