@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from promptstore.errors import InvalidInputError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.keys_values import KeysValues
+from promptstore.lm.last_layer import feed_forward_at
 
 ATTENTION = "promptstore_packed"
 
@@ -93,15 +94,16 @@ def run_packed(
     packed = PackedRows(known, edges)
     positions = [torch.arange(row.length, row.length + length) for row, length in zip(known, lengths, strict=True)]
     extra = {"position_ids": torch.cat(positions)[None].to(model.device)} if model.takes_positions else {}
-    outputs = model.network.base_model(
-        **_read(model, inputs, suffixes),
-        # Four dimensions: taken as it is, so that no mask is made; attention makes its own.
-        attention_mask=torch.zeros((1, 1, 1, 1), device=model.device, dtype=model.dtype),
-        use_cache=False,
-        packed=packed,
-        **extra,
-    )
     last = torch.tensor([stop - 1 for _, stop in edges], device=model.device)
+    with feed_forward_at(model.network, last):
+        outputs = model.network.base_model(
+            **_read(model, inputs, suffixes),
+            # Four dimensions: taken as it is, so that no mask is made; attention makes its own.
+            attention_mask=torch.zeros((1, 1, 1, 1), device=model.device, dtype=model.dtype),
+            use_cache=False,
+            packed=packed,
+            **extra,
+        )
     return packed, outputs.last_hidden_state[0, last].contiguous()
 
 
