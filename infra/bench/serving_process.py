@@ -15,8 +15,8 @@ DRAIN_S = 40.0
 
 
 @contextmanager
-def server_process(store: Path, model: Path, *flags: str) -> Iterator[str]:
-    """Serves the store in the folder `store` with one thread of the CPU, in float32; gives its URL.
+def server_process(store: Path, model: Path, *flags: str, threads: int = 1, dtype: str = "float32") -> Iterator[str]:
+    """Serves the store in the folder `store` on the CPU; gives its URL.
 
     Settings of this process do not reach it: no keys, no traces, an empty cache.
     """
@@ -26,7 +26,9 @@ def server_process(store: Path, model: Path, *flags: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="bench-server-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         process = ServerProcess(
-            [*command, "--port", str(port), *flags], log=folder / "log", environment=_environment(folder)
+            [*command, "--port", str(port), *flags],
+            log=folder / "log",
+            environment=_environment(folder, threads, dtype),
         )
         try:
             process.wait_until(lambda: _is_ready(url))
@@ -42,12 +44,12 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, threads: int, dtype: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PROMPTSTORE_", "OTEL_"))}
     return inherited | {
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "PROMPTSTORE_STATE_DIR": str(folder / "state"),
         "PROMPTSTORE_CACHE_DIR": str(folder / "cache"),
         "PROMPTSTORE_DEVICE": "cpu",
-        "PROMPTSTORE_DTYPE": "float32",
+        "PROMPTSTORE_DTYPE": dtype,
     }

@@ -1,15 +1,18 @@
-"""Serving against vLLM on the CPU: the same mixed traffic over fifty prompts, in bfloat16, prefix caching on.
+"""Serving against vLLM on the CPU: the same mixed traffic over fifty prompts, prefix caching on.
 
-Server against server, over HTTP, from one client. vLLM gets `[prompt][input]` as embeddings that were made before the
-clock runs; our server gets the text. Both use every core and take turns. Both are warm: what they keep of a prompt is
-kept.
+In bfloat16 where the processor computes it, else in float32. Server against server, each a process of its own, over
+HTTP, from one client. vLLM gets `[prompt][input]` as embeddings that were made before the clock runs; our server gets
+the text. Both use every core and take turns. Both are warm: what they keep of a prompt is kept.
 """
 
 import asyncio
 import os
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,24 +20,24 @@ import torch
 from rich.console import Console
 
 from infra.bench.measurement import Measurement, measured
-from infra.bench.serving_traffic import BUDGETS, PROMPTS, TASK, Traffic, bench_model
+from infra.bench.serving_process import server_process
+from infra.bench.serving_traffic import PROMPTS, TASK, Traffic, bench_model
 from infra.bench.tuning_tasks import load_split
 from promptstore.core.task import TaskSpec
 from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.placement import choose_dtype
 from promptstore.lm.source import find_model
+from promptstore.objects.local import LocalObjectStore
 from promptstore.runtime.sampling import Sampling
 from promptstore.runtime.vllm.wire import embeddings_text, generate_body, label_logprobs, score_body
-from promptstore.serving.options import ServerOptions
 from promptstore.serving.service import softmax
 from promptstore.settings import load_settings
-from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.demo_model import DEMO_MODEL
-from promptstore.testing.served import LiveServer, live_server, new_store
+from promptstore.testing.served import new_store
 from promptstore.testing.servers.process import MissingServerError
 from promptstore.testing.servers.vllm import vllm_server
 
 COMMAND = "make bench-vllm"
-DTYPE = "bfloat16"
 TURNS = 3
 SCORED = 192
 GENERATED = 96
@@ -50,12 +53,12 @@ Body = Mapping[str, Any]
 def measurements() -> list[Measurement]:
     """Ratios of requests per second. About ten minutes on two quiet cores; nothing where vLLM is not installed."""
     cores = len(os.sched_getaffinity(0))
+    dtype = str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     files = find_model(DEMO_MODEL, cache_dir=load_settings().cache_dir)
     try:
-        with vllm_server(files.folder, dtype=DTYPE, threads=cores, is_compiled=True) as url:
-            model = bench_model(DTYPE)
-            torch.set_num_threads(cores)
-            return [row for length in (100, 20) for row in _compare(model, url, length)]
+        with vllm_server(files.folder, dtype=dtype, threads=cores, is_compiled=True) as url:
+            model = bench_model(dtype)
+            return [row for length in (100, 20) for row in _compare(model, url, length, cores)]
     except MissingServerError as error:
         Console().print(f"serving_vllm is skipped: {error}")
         return []
@@ -76,16 +79,17 @@ class _Arm:
         return sum(map(self.done, answers)), time.perf_counter() - started
 
 
-def _compare(model: FrozenModel, url: str, num_virtual_tokens: int) -> list[Measurement]:
+def _compare(model: FrozenModel, url: str, num_virtual_tokens: int, cores: int) -> list[Measurement]:
+    dtype = str(model.dtype).removeprefix("torch.")
     traffic = Traffic(model, num_virtual_tokens)
     (served,) = httpx.get(f"{url}/v1/models").json()["data"]
-    name = f"serving, {DTYPE}, {num_virtual_tokens} virtual tokens, {PROMPTS} prompts mixed"
+    name = f"serving, {dtype}, {num_virtual_tokens} virtual tokens, {PROMPTS} prompts mixed"
     rows: list[Measurement] = []
-    with live_server(_store(traffic), model, ServerOptions(budgets=BUDGETS, poll_s=60)) as live:
+    with _our_server(traffic, dtype, cores) as our_url:
         embedded = [{"model": served["id"], **each} for each in _embedded(model, traffic)]
         for kind, (theirs, ours) in (
-            (LABELS, _label_arms(url, live, traffic, embedded)),
-            (TEXT, _text_arms(url, live, traffic, embedded)),
+            (LABELS, _label_arms(url, our_url, traffic, embedded)),
+            (TEXT, _text_arms(url, our_url, traffic, embedded)),
         ):
             their_rate, our_rate = _rates(theirs, ours)
             unit = "labels/s" if kind == LABELS else "tokens/s"
@@ -99,12 +103,17 @@ def _compare(model: FrozenModel, url: str, num_virtual_tokens: int) -> list[Meas
     return rows
 
 
-def _store(traffic: Traffic) -> PromptStore:
-    store = new_store()
-    for task in (TASK, WRITE):
-        for prompt in traffic.prompts:
-            store.publish(prompt, task, reason="benchmark")
-    return store
+@contextmanager
+def _our_server(traffic: Traffic, dtype: str, cores: int) -> Iterator[str]:
+    """`promptstore serve` with every prompt of the traffic as a version of two tasks; gives its URL."""
+    files = find_model(DEMO_MODEL, cache_dir=load_settings().cache_dir)
+    with tempfile.TemporaryDirectory(prefix="bench-store-") as name:
+        store = new_store(LocalObjectStore(Path(name)))
+        for task in (TASK, WRITE):
+            for prompt in traffic.prompts:
+                store.publish(prompt, task, reason="benchmark")
+        with server_process(Path(name), files.folder, threads=cores, dtype=dtype) as url:
+            yield url
 
 
 def _embedded(model: FrozenModel, traffic: Traffic) -> list[dict[str, str]]:
@@ -119,10 +128,10 @@ def _embedded(model: FrozenModel, traffic: Traffic) -> list[dict[str, str]]:
     ]
 
 
-def _label_arms(url: str, live: LiveServer, traffic: Traffic, embedded: Sequence[Body]) -> tuple[_Arm, _Arm]:
+def _label_arms(url: str, our_url: str, traffic: Traffic, embedded: Sequence[Body]) -> tuple[_Arm, _Arm]:
     theirs = _Arm(f"{url}/v1/completions", [{**each, **score_body(traffic.labels)} for each in embedded], lambda _: 1)
     ours = _Arm(
-        f"{live.url}/v1/classify",
+        f"{our_url}/v1/classify",
         [{"model": ref, "input": text} for ref, text in _refs(traffic, TASK)],
         lambda _: 1,
     )
@@ -130,7 +139,7 @@ def _label_arms(url: str, live: LiveServer, traffic: Traffic, embedded: Sequence
     return replace(theirs, bodies=theirs.bodies[:SCORED]), replace(ours, bodies=ours.bodies[:SCORED])
 
 
-def _text_arms(url: str, live: LiveServer, traffic: Traffic, embedded: Sequence[Body]) -> tuple[_Arm, _Arm]:
+def _text_arms(url: str, our_url: str, traffic: Traffic, embedded: Sequence[Body]) -> tuple[_Arm, _Arm]:
     asked = {**generate_body(Sampling(NEW_TOKENS), frozenset()), "stream": False}
     theirs = _Arm(
         f"{url}/v1/completions",
@@ -138,7 +147,7 @@ def _text_arms(url: str, live: LiveServer, traffic: Traffic, embedded: Sequence[
         lambda answer: len(answer["choices"][0]["token_ids"]),
     )
     ours = _Arm(
-        f"{live.url}/v1/completions",
+        f"{our_url}/v1/completions",
         [{"model": ref, "prompt": text} for ref, text in _refs(traffic, WRITE)[:GENERATED]],
         lambda answer: int(answer["usage"]["completion_tokens"]),
     )
@@ -168,7 +177,7 @@ def _rates(*arms: _Arm) -> list[float]:
 
 
 def _check_same_answers(theirs: _Arm, ours: _Arm, traffic: Traffic) -> None:
-    """Both must do the same work: the same probabilities, but for bfloat16's rounding in two implementations."""
+    """Both must do the same work: the same probabilities, but for rounding in two implementations."""
     for (number, _), their_answer, our_answer in zip(
         traffic.requests[:COMPARED],
         asyncio.run(_ask(theirs.url, theirs.bodies[:COMPARED])),

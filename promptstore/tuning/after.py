@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from promptstore.lm.frozen import FrozenModel
-from promptstore.tuning.packed_rows import answer_states, packing_of, run_rows
+from promptstore.tuning.packed_rows import answer_places, packing_of, run_rows
 from promptstore.tuning.passes import Group, Item, OpenPass
 
 # For keys and values of inputs; what finds no room is computed anew in every step. On a GPU a share of what is free.
@@ -77,8 +77,7 @@ class AfterPass:
         starts = [len(item.example.input_ids) for item in items]
         keys, values = (_padded([pair[part] for pair in known]) for part in (0, 1))
         packing = packing_of(self._model, lengths, starts, range(len(items)), keys, values)
-        hidden = run_rows(self._model, torch.cat(rows)[None], packing)
-        return answer_states(hidden, lengths, items)
+        return run_rows(self._model, torch.cat(rows)[None], packing, answer_places(lengths, items))
 
     def close(self) -> None: ...
 

@@ -18,7 +18,7 @@ from promptstore.tuning.after import AfterPass, BothPasses, KeptInputs
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fused import FusedPasses
 from promptstore.tuning.packed_attention import Packing
-from promptstore.tuning.packed_rows import Layers, answer_states, packing_of, run_rows
+from promptstore.tuning.packed_rows import Layers, answer_places, packing_of, run_rows
 from promptstore.tuning.padded import PaddedPasses
 from promptstore.tuning.passes import Group, Item, OpenPass, Passes
 
@@ -112,7 +112,7 @@ class _PackedPass:
         else:
             self._run_prefixes()
             packing = self._packing(lengths, groups, self._keys, self._values)
-        return answer_states(run_rows(self._model, embedded, packing), lengths, items)
+        return run_rows(self._model, embedded, packing, answer_places(lengths, items))
 
     def close(self) -> None:
         pairs = [(computed, leaf.grad) for computed, leaf in self._shared if leaf.grad is not None]

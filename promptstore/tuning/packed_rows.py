@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.last_layer import feed_forward_at
 from promptstore.tuning.packed_attention import IMPLEMENTATION, Packing, attend
 from promptstore.tuning.passes import Item
 
@@ -42,26 +43,29 @@ def packing_of(
     )
 
 
-def run_rows(model: FrozenModel, embedded: Tensor, packing: Packing) -> Tensor:
-    """Last hidden states [N, H] of rows end to end, without those of what is ahead of them. embedded: [1, all, H]."""
+def run_rows(model: FrozenModel, embedded: Tensor, packing: Packing, read: Sequence[int] = ()) -> Tensor:
+    """Last hidden states [R, H], contiguous, of rows end to end. embedded: [1, all, H], with what is ahead of the rows.
+
+    read: whose states, among the rows' tokens.
+    """
     positions = packing.positions if packing.ahead is None else torch.cat([packing.ahead.positions, packing.positions])
+    places = torch.tensor(read, dtype=torch.long, device=model.device) + len(positions) - len(packing.positions)
     AttentionInterface.register(IMPLEMENTATION, attend)
-    with attention_named(model.network, IMPLEMENTATION):
+    with attention_named(model.network, IMPLEMENTATION), feed_forward_at(model.network, places):
         outputs = model.network.base_model(
             inputs_embeds=embedded, position_ids=positions[None], use_cache=False, return_dict=True, packing=packing
         )
     hidden: Tensor = outputs.last_hidden_state[0]
-    return hidden[len(hidden) - len(packing.positions) :]
+    return hidden.index_select(0, places.to(hidden.device))
 
 
-def answer_states(hidden: Tensor, lengths: Sequence[int], items: Sequence[Item]) -> Tensor:
-    """The states that answer tokens are read from, which end every row: contiguous [A, H]. hidden: [N, H]."""
-    answers = [
+def answer_places(lengths: Sequence[int], items: Sequence[Item]) -> list[int]:
+    """Where answer tokens are read from, which ends every row, among the tokens of all rows: [A]."""
+    return [
         place
         for item, end in zip(items, accumulate(lengths), strict=True)
         for place in range(end - len(item.example.answer_ids), end)
     ]
-    return hidden.index_select(0, torch.tensor(answers, device=hidden.device))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.last_layer import feed_forward_at, positions_of_feed_forward
 from promptstore.tuning.packed_rows import attention_named
 
 
@@ -29,11 +30,12 @@ def recomputed_layers(model: FrozenModel, *, is_on: bool) -> Iterator[None]:
 
 
 def _kept_inputs(network: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
-    """A layer's forward pass, now and later: by then the network's attention is its own again, and must be as now."""
+    """A layer's forward pass, now and later: by then the network is itself again, and must be as now."""
     name = network.config._attn_implementation  # noqa: SLF001 - transformers has a setter and no getter
+    positions = positions_of_feed_forward(network)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with attention_named(network, name):
+        with attention_named(network, name), feed_forward_at(network, positions):
             return forward(*args, **kwargs)
 
     return checkpoint(run, *args, use_reentrant=False, **kwargs)
