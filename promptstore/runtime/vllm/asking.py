@@ -107,10 +107,13 @@ class Asking:
         given = torch.cat([inputs, prompt["suffix"]] if is_after else [prompt["embeddings"], inputs])
         if (refusal := too_long(served, len(given), answer_tokens)) is not None:
             raise refusal
-        salt = f"{job.digest}/{member}" if member else job.digest
-        if is_after:
-            salt += f" {sha256_hex(canonical_json(list(job.input_ids)))}"
-        return {"model": served.id, "prompt_embeds": embeddings_text(given), "cache_salt": salt}
+        told_apart = [member, list(job.input_ids) if is_after else []]
+        return {
+            "model": served.id,
+            "prompt_embeds": embeddings_text(given),
+            # A digest: vLLM takes 128 characters at most, and not every one of them.
+            "cache_salt": sha256_hex(canonical_json([job.digest, *told_apart])),
+        }
 
 
 class _Answer:

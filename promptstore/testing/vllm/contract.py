@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import httpx
 import pytest
@@ -158,7 +159,7 @@ class VllmContract:
     ) -> None:
         asked = [(task.name, number) for task in (SENTIMENT, VERDICT) for number in VERSIONS]
         body = {"model": [f"{task}:{number}" for task, number in asked], "input": list(TEXTS)}
-        results = httpx.post(f"{gateway.url}/v1/classify", json=body, timeout=120).json()["results"]
+        results = _answered(httpx.post(f"{gateway.url}/v1/classify", json=body, timeout=120))["results"]
         assert len(results) == len(asked) * len(TEXTS)
         for result in results:
             expected = own.probabilities(f"{result['task']}:{result['version']}", TEXTS[result["index"]])
@@ -174,7 +175,7 @@ class VllmContract:
 
         def ask(number: int) -> tuple[int, list[float]]:
             body = {"model": f"sentiment:{number}", "input": text}
-            (result,) = httpx.post(f"{gateway.url}/v1/classify", json=body, timeout=120).json()["results"]
+            (result,) = _answered(httpx.post(f"{gateway.url}/v1/classify", json=body, timeout=120))["results"]
             return number, list(result["probabilities"].values())
 
         one_by_one = [ask(number) for number in VERSIONS * 2]
@@ -186,7 +187,7 @@ class VllmContract:
     def test_greedy_text_equals_the_own_engines(self, gateway: LiveServer, own: OwnAnswers) -> None:
         def ask(number: int) -> list[str]:
             body = {"model": f"answer:{number}", "prompt": list(WRITTEN), "max_tokens": TOKENS}
-            answer = httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=120).json()
+            answer = _answered(httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=120))
             return [choice["text"] for choice in answer["choices"]]
 
         with ThreadPoolExecutor(3) as pool:
@@ -292,3 +293,8 @@ class _Caller:
     def _check(self, version: int, probabilities: Sequence[float]) -> None:
         if probabilities != pytest.approx(self.expected[version], abs=self.tolerance):
             self.wrong.append(f"verdict:{version} said {probabilities}, not {self.expected[version]}")
+
+
+def _answered(answer: httpx.Response) -> Any:
+    assert answer.is_success, answer.text
+    return answer.json()

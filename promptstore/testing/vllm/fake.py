@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from promptstore.testing.servers.process import free_port
 
 BLOCK = 16
 MAX_LABELS = 128
+SALT = re.compile(r"[^@/\\\x00]{0,128}")
 END_ID = 1
 
 
@@ -105,6 +107,8 @@ class VllmFake:
             return _error(404, f"The model `{body['model']}` does not exist.")
         if "prompt_embeds" in body and not self.takes_embeddings:
             return _error(400, "You must set `--enable-prompt-embeds` to input `prompt_embeds`.")
+        if not SALT.fullmatch(body.get("cache_salt", "")):
+            return _error(400, "Parameter 'cache_salt' must be at most 128 characters and must not contain '@' or '/'.")
         if len(body.get("logprob_token_ids", ())) > MAX_LABELS:
             return _error(400, f"at most {MAX_LABELS} logprob_token_ids")
         rows = self._rows(body)

@@ -10,7 +10,6 @@ import httpx
 import openai
 import pytest
 
-from promptstore.core.digest import sha256_hex
 from promptstore.errors import IncompatibleModelError, InvalidInputError, NotServingError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.job import Event, Scored, ScoreJob
@@ -227,15 +226,12 @@ def test_more_labels_than_vllm_takes_at_once_are_asked_for_in_parts(
     assert asked == [128, 128, 44]
 
 
-def test_every_request_is_salted_with_its_versions_digest(
-    gateway: LiveServer, fake: VllmFake, store: PromptStore
-) -> None:
+def test_every_version_has_a_salt_of_its_own(gateway: LiveServer, fake: VllmFake) -> None:
     before = len(fake.bodies)
-    for number in (1, 2):
+    for number in (1, 2, 1):
         httpx.post(f"{gateway.url}/v1/classify", json={**ASK, "model": f"sentiment:{number}"})
-    salts = [body["cache_salt"] for body in fake.bodies[before:]]
-    assert salts == [store.resolve(f"sentiment:{number}").digest for number in (1, 2)]
-    assert sha256_hex(b"") not in salts
+    first, second, again = (body["cache_salt"] for body in fake.bodies[before:])
+    assert first == again != second
 
 
 def test_what_waits_is_bounded_and_the_rest_is_told_at_once(
