@@ -74,6 +74,16 @@ def publish_random(
     return version
 
 
+def store_of_candidates(model: FrozenModel) -> PromptStore:
+    """Versions of one task: 1 in production, 2 with a passing gate, 3 without."""
+    store = new_store()
+    publish_random(store, model, SENTIMENT, seed=1)
+    publish_random(store, model, SENTIMENT, seed=2, alias=None)
+    store.attest("sentiment:2", "gate", {"verdict": "pass"})
+    publish_random(store, model, SENTIMENT, seed=3, alias=None)
+    return store
+
+
 def store_of(model: FrozenModel, tasks: Sequence[TaskSpec] = TASKS) -> PromptStore:
     """A store with one version of each task in production."""
     store = new_store()

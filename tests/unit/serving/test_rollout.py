@@ -3,27 +3,22 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import httpx
 import pytest
 
 from promptstore.client import Client
-from promptstore.core.state import PromptVersion
-from promptstore.core.task import Label, TaskSpec
-from promptstore.errors import ConflictError, InvalidInputError, NotFoundError, RefusedError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.objects.memory import MemoryObjectStore
 from promptstore.serving.options import ServerOptions
 from promptstore.serving.service import SamplingRequest
-from promptstore.serving.trials import Tally, Trial
 from promptstore.store.ledger import Ledger
-from promptstore.store.prompt_store import PromptStore, Ref
+from promptstore.store.prompt_store import PromptStore
 from promptstore.store.rollout import (
     Bounds,
-    Rollout,
     RolloutMode,
     abort_rollout,
     active_rollouts,
@@ -32,20 +27,22 @@ from promptstore.store.rollout import (
 )
 from promptstore.testing.engine_rig import random_prompt
 from promptstore.testing.scripted_objects import Fault, ScriptedObjects
-from promptstore.testing.served import ANSWER, SENTIMENT, LiveServer, live_server, new_store, publish_random
+from promptstore.testing.served import (
+    ANSWER,
+    SENTIMENT,
+    LiveServer,
+    live_server,
+    new_store,
+    publish_random,
+    store_of_candidates,
+)
 
 KEY = ("sentiment", "production")
 
 
 @pytest.fixture
 def store(model: FrozenModel) -> PromptStore:
-    """Version 1 in production, version 2 with a passing gate, version 3 without."""
-    store = new_store()
-    publish_random(store, model, SENTIMENT, seed=1)
-    publish_random(store, model, SENTIMENT, seed=2, alias=None)
-    store.attest("sentiment:2", "gate", {"verdict": "pass"})
-    publish_random(store, model, SENTIMENT, seed=3, alias=None)
-    return store
+    return store_of_candidates(model)
 
 
 @pytest.fixture
@@ -252,107 +249,6 @@ def test_what_an_alias_names_to_those_who_keep_to_it_is_the_version_in_place(
         assert f"sentiment:{shown.json()['promptstore']['version']}" == version
 
 
-def test_only_one_version_is_on_trial_for_an_alias(store: PromptStore) -> None:
-    started = start_rollout(store, "sentiment:2", share=0.1)
-    assert start_rollout(store, "sentiment:2", share=0.1) == started
-    with pytest.raises(ConflictError, match="sentiment:2"):
-        start_rollout(store, "sentiment:3", mode="shadow")
-    changed = start_rollout(store, "sentiment:2", share=0.5)
-    assert changed.share == 0.5
-    assert changed.commit > started.commit
-
-
-def test_a_protected_alias_needs_a_gate_for_a_share_but_not_for_a_shadow(store: PromptStore) -> None:
-    with pytest.raises(RefusedError, match="gate"):
-        start_rollout(store, "sentiment:3")
-    assert start_rollout(store, "sentiment:3", mode="shadow").mode == "shadow"
-
-
-def test_what_makes_no_sense_is_refused(store: PromptStore) -> None:
-    for share in (0.0, 1.1, -1.0, float("nan")):
-        with pytest.raises(InvalidInputError, match="share"):
-            start_rollout(store, "sentiment:2", share=share)
-    with pytest.raises(InvalidInputError, match="mode"):
-        start_rollout(store, "sentiment:2", mode="blue")  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="min_agreement"):
-        start_rollout(store, "sentiment:2", bounds=Bounds(min_agreement=2.0))
-    with pytest.raises(InvalidInputError, match="needs a shadow"):
-        start_rollout(store, "sentiment:2", bounds=Bounds(min_agreement=0.9))
-    with pytest.raises(ConflictError, match="nothing to try"):
-        start_rollout(store, "sentiment:1")
-    with pytest.raises(NotFoundError):
-        start_rollout(store, "sentiment:2", "staging")
-    with pytest.raises(NotFoundError):
-        abort_rollout(store, "sentiment")
-    with pytest.raises(NotFoundError):
-        finish_rollout(store, "sentiment")
-
-
-@pytest.mark.parametrize(
-    ("task", "what"),
-    [
-        (replace(SENTIMENT, template="Review: {review}\nSentiment:"), "input fields review"),
-        (replace(SENTIMENT, labels=(*SENTIMENT.labels, Label("mixed", "both"))), "labels mixed, neg, pos"),
-        (replace(ANSWER, name="sentiment"), "kind generation"),
-    ],
-)
-def test_a_version_that_callers_would_have_to_ask_otherwise_is_not_tried(
-    store: PromptStore, model: FrozenModel, task: TaskSpec, what: str
-) -> None:
-    version = publish_random(store, model, task, seed=4, alias=None)
-    for mode in get_args(RolloutMode):
-        with pytest.raises(InvalidInputError, match=what):
-            start_rollout(store, str(version), mode=mode, force=True, reason="test")
-    assert active_rollouts(store.refresh()) == {}
-
-
-def test_another_wording_of_the_same_question_may_be_tried(store: PromptStore, model: FrozenModel) -> None:
-    labels = (Label("neg", "bad"), Label("pos", "good"))
-    publish_random(store, model, replace(SENTIMENT, template="{text} It was", labels=labels), seed=4, alias=None)
-    assert start_rollout(store, "sentiment:4", mode="shadow").number == 4
-
-
-def test_a_statement_of_a_later_kind_of_writer_starts_nothing(store: PromptStore) -> None:
-    for body in ({"alias": "production", "state": "started", "mode": "waves", "share": 0.1}, {"alias": 7}, {}):
-        store.attest("sentiment:2", "rollout", body)
-        assert active_rollouts(store.state) == {}
-
-
-def test_the_alias_reaching_the_version_by_other_means_ends_the_trial(store: PromptStore) -> None:
-    start_rollout(store, "sentiment:2")
-    store.promote("sentiment:2", reason="enough")
-    assert active_rollouts(store.state) == {}
-
-
-@pytest.mark.parametrize("is_old", [False, True])
-def test_a_rollout_that_a_move_ended_does_not_come_back_with_a_rollback(store: PromptStore, is_old: bool) -> None:
-    if is_old:
-        said = {"alias": "production", "state": "started", "mode": "share", "share": 0.5}
-        store.attest("sentiment:2", "rollout", said)
-    else:
-        start_rollout(store, "sentiment:2", share=0.5)
-    assert KEY in active_rollouts(store.state)
-    store.promote("sentiment:2", reason="enough")
-    store.rollback("sentiment", reason="bad")
-    assert store.resolve("sentiment").number == 1
-    assert active_rollouts(store.state) == {}
-    with pytest.raises(NotFoundError):
-        abort_rollout(store, "sentiment")
-    again = start_rollout(store, "sentiment:2", share=0.5)
-    assert active_rollouts(store.state) == {KEY: again}
-
-
-def test_a_rollout_that_a_move_overtakes_is_not_started(store: PromptStore) -> None:
-    class Overtaken(PromptStore):
-        def attest(self, ref: Ref, kind: str, body: Mapping[str, Any], **said: Any) -> PromptVersion:
-            store.promote("sentiment:3", force=True, reason="meanwhile")
-            return super().attest(ref, kind, body, **said)
-
-    with pytest.raises(ConflictError, match="moved while"):
-        start_rollout(Overtaken(store.ledger, store.ledger.objects), "sentiment:2")
-    assert active_rollouts(store.refresh()) == {}
-
-
 def _start_unchecked(store: PromptStore, ref: str, mode: RolloutMode) -> None:
     """As an earlier release started one: without a look at what callers have to know."""
     bounds = {"min_answers": 5}
@@ -413,71 +309,6 @@ def test_what_neither_version_takes_says_nothing_about_the_one_on_trial(
     assert (trial.on_trial.answers, trial.on_trial.failures) == (1, 0)
 
 
-def test_a_larger_share_only_adds_callers(store: PromptStore) -> None:
-    callers = [f"caller-{number}" for number in range(200)]
-
-    def takers(share: float) -> set[str]:
-        trial = Trial(start_rollout(store, "sentiment:2", share=share), store.resolve("sentiment:2"))
-        return {caller for caller in callers if trial.takes(caller)}
-
-    few, half, all_of_them = takers(0.1), takers(0.5), takers(1.0)
-    assert few < half < all_of_them == set(callers)
-    assert 5 < len(few) < 40
-
-
-def _trial(store: PromptStore, **bounds: float) -> Trial:
-    rollout = Rollout(*KEY, 2, "share", 0.5, replace(Bounds(min_answers=10), **bounds), commit=7)  # type: ignore[arg-type]
-    return Trial(rollout, store.resolve("sentiment:2"))
-
-
-def test_nothing_is_judged_before_there_are_enough_answers(store: PromptStore) -> None:
-    trial = _trial(store)
-    for _ in range(9):
-        trial.note(is_on_trial=True, error=RuntimeError("broken"))
-    assert trial.breach() == ""
-    trial.note(is_on_trial=True, error=RuntimeError("broken"))
-    assert "10 of 10 answers failed" in trial.breach()
-
-
-def test_what_is_not_its_fault_does_not_count_against_a_version(store: PromptStore) -> None:
-    from promptstore.errors import OverloadedError
-
-    trial = _trial(store)
-    for _ in range(50):
-        trial.note(is_on_trial=True, error=OverloadedError("busy"))
-        trial.note(is_on_trial=True, seconds=0.1)
-    assert trial.breach() == ""
-    assert trial.on_trial.failures == 0
-
-
-def test_slower_answers_than_the_version_in_place_break_the_bound(store: PromptStore) -> None:
-    trial = _trial(store, max_latency_ratio=2.0)
-    for _ in range(10):
-        trial.note(is_on_trial=True, seconds=0.5)
-    assert trial.breach() == ""
-    for _ in range(10):
-        trial.note(is_on_trial=False, seconds=0.1)
-    assert "5.0 times as long" in trial.breach()
-
-
-def test_a_few_answers_that_took_minutes_do_not_make_a_version_slow(store: PromptStore) -> None:
-    trial = _trial(store, max_latency_ratio=1.1)
-    for number in range(100):
-        trial.note(is_on_trial=False, seconds=0.1)
-        trial.note(is_on_trial=True, seconds=300.0 if number % 3 == 0 else 0.1)
-    assert trial.breach() == ""
-    assert trial.on_trial.median_s == trial.in_place.median_s == pytest.approx(0.1, rel=0.02)
-
-
-@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.0173, 1.0, 59.0, 1e6])
-def test_a_median_is_known_to_two_percent_between_a_millisecond_and_a_quarter_of_an_hour(seconds: float) -> None:
-    tally = Tally()
-    assert tally.median_s == 0.0
-    for each in (seconds / 3, seconds, seconds * 2):
-        tally.answer(each)
-    assert tally.median_s == pytest.approx(min(max(seconds, 0.001), 0.001 * 2**20), rel=0.022)
-
-
 def test_who_reads_an_answer_slowly_does_not_make_the_version_slow(
     store: PromptStore, live: LiveServer, model: FrozenModel
 ) -> None:
@@ -506,11 +337,3 @@ def test_who_reads_an_answer_slowly_does_not_make_the_version_slow(
     engine_s = asyncio.run(read_slowly())
     assert trial.on_trial.answers == 1
     assert 0 < trial.on_trial.median_s < 1.05 * engine_s
-
-
-def test_a_trial_that_is_over_takes_nobody(store: PromptStore) -> None:
-    trial = _trial(store)
-    takers = [key for key in map(str, range(100)) if trial.takes(key)]
-    assert 30 < len(takers) < 70
-    trial.given_up = "a bound is broken"
-    assert not any(trial.takes(key) for key in takers)
