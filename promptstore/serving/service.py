@@ -137,7 +137,8 @@ class Service:
             span.set("tokens", sum(len(each.ids) for each in encoded))
         for answer in answers:
             if (shadowed := self._shadowed(answer.target)) is not None:
-                self.shadow.ask_label(*shadowed, inputs[answer.index], answer.label)
+                given = inputs[answer.index]
+                self._beside(given, partial(self.shadow.ask_label, *shadowed, given, answer.label))
         return answers
 
     async def _score(
@@ -212,7 +213,8 @@ class Service:
                     yield Piece(event.text, reason=event.reason)
         self._observe(target, delivery.answer_s, read=len(encoded.ids), wrote=count)
         if (shadowed := self._shadowed(target)) is not None:
-            self.shadow.ask_text(*shadowed, encoded.given, job.sampling, text)
+            given = encoded.given
+            self._beside(given, partial(self.shadow.ask_text, *shadowed, given, job.sampling, text))
 
     def sampling(self, target: Target, encoded: Encoded, asked: SamplingRequest) -> Sampling:
         """The request's sampling with the task's defaults, checked against the room that is left.
@@ -342,6 +344,13 @@ class Service:
             is_on_trial = target.version.number == trial.rollout.number
             trial.note(is_on_trial=is_on_trial, seconds=seconds, error=error)
             self.judge.judge(trial)
+
+    def _beside(self, given: Input, ask: Callable[[], None]) -> None:
+        """Asks a shadow; the loop does not wait for a long input to be encoded."""
+        if _chars(given) < _LONG_TEXT_CHARS:
+            ask()
+        else:
+            asyncio.get_running_loop().run_in_executor(self.encoding, ask)
 
     def _shadowed(self, target: Target) -> tuple[Trial, Target] | None:
         """The version that is to be asked on the side of `target`, if there is one."""

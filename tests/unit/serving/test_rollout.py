@@ -1,11 +1,12 @@
 """A version on trial: who gets it, what is compared, and when it is given up."""
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from promptstore.lm.frozen import FrozenModel
 from promptstore.objects.memory import MemoryObjectStore
 from promptstore.serving.options import ServerOptions
 from promptstore.serving.service import SamplingRequest
+from promptstore.serving.shadow import Shadow
 from promptstore.store.ledger import Ledger
 from promptstore.store.prompt_store import PromptStore
 from promptstore.store.rollout import (
@@ -130,6 +132,28 @@ def test_a_shadow_answers_nobody_and_its_labels_are_compared(store: PromptStore,
     with Client(live.url) as client:
         (shown,) = client.trials()
     assert shown["agreement"] == same / 20
+
+
+def test_a_long_input_of_a_shadow_is_encoded_beside_the_loop(
+    store: PromptStore, live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_rollout(store, "sentiment:3", mode="shadow")
+    live.context.follower.poll()
+    threads: list[str] = []
+    ask_label = Shadow.ask_label
+
+    def note(shadow: Shadow, *asked: Any) -> None:
+        threads.append(threading.current_thread().name)
+        ask_label(shadow, *asked)
+
+    monkeypatch.setattr(Shadow, "ask_label", note)
+    for text in ("short", "long " * 3000):
+        _ask(live, text=text)
+    trial, _ = live.context.follower.table.trials[KEY]
+    _wait_for(lambda: trial.compared == 2)
+    short, long = threads
+    assert long.startswith("encoding")
+    assert not short.startswith("encoding")
 
 
 def test_a_shadow_that_disagrees_too_much_is_given_up_here_and_in_the_store(
