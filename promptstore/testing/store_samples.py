@@ -51,3 +51,19 @@ def sample_store(objects: ObjectStore, *, actor: str = "tester", **options: Unpa
     """A store in `objects`, made if there is none, whose retries do not sleep."""
     options.setdefault("patience", IMPATIENT)
     return PromptStore(Ledger.create(objects, actor=actor, **options), objects)
+
+
+def reopened(objects: ObjectStore) -> PromptStore:
+    """The same store as another process has it."""
+    return PromptStore(Ledger.open(objects, actor="other", patience=IMPATIENT), objects)
+
+
+def publish_samples(prompts: PromptStore, count: int = 1, task: str = "sst2") -> None:
+    """The task's next `count` versions, each another prompt."""
+    first = len(prompts.state.tasks[task].versions) if task in prompts.state.tasks else 0
+    for seed in range(first, first + count):
+        prompts.publish(sample_prompt(seed), sample_task(task))
+
+
+def aliases_of(prompts: PromptStore, task: str = "sst2") -> dict[str, int]:
+    return dict(prompts.state.task(task).aliases)

@@ -26,12 +26,14 @@ from promptstore.store.cache import PromptCache
 from promptstore.store.following import read_commit
 from promptstore.store.layout import BlobKey, commit_key
 from promptstore.store.ledger import Ledger
-from promptstore.store.promotion import Promotion, Statement
+from promptstore.store.promotion import Statement
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.scripted_objects import Fault, ScriptedObjects
 from promptstore.testing.store_samples import (
-    IMPATIENT,
     START,
+    aliases_of,
+    publish_samples,
+    reopened,
     sample_fingerprint,
     sample_prompt,
     sample_store,
@@ -53,21 +55,6 @@ def prompts(objects: ScriptedObjects) -> PromptStore:
     return sample_store(objects, clock=ticking_clock())
 
 
-def another(objects: ScriptedObjects) -> PromptStore:
-    """The same store in another process."""
-    return PromptStore(Ledger.open(objects, actor="other", patience=IMPATIENT), objects)
-
-
-def publish(prompts: PromptStore, count: int = 1, task: str = "sst2") -> None:
-    first = len(prompts.state.tasks[task].versions) if task in prompts.state.tasks else 0
-    for seed in range(first, first + count):
-        prompts.publish(sample_prompt(seed), sample_task(task))
-
-
-def aliases(prompts: PromptStore, task: str = "sst2") -> dict[str, int]:
-    return dict(prompts.state.task(task).aliases)
-
-
 class TestPublish:
     def test_a_published_prompt_is_pulled_bit_for_bit_by_another_process(
         self, prompts: PromptStore, objects: ScriptedObjects
@@ -76,30 +63,30 @@ class TestPublish:
         version = prompts.publish(
             sample_prompt(7), sample_task(), provenance=provenance, metrics={"accuracy": 0.9}, reason="nightly"
         )
-        pulled = another(objects).pull("sst2:1", for_model=sample_fingerprint())
+        pulled = reopened(objects).pull("sst2:1", for_model=sample_fingerprint())
         assert pulled.version == version
         assert pulled.prompt.embeddings.tobytes() == sample_prompt(7).embeddings.tobytes()
         assert pulled.manifest.task == sample_task()
         assert (pulled.manifest.provenance, pulled.manifest.metrics) == (provenance, {"accuracy": 0.9})
 
     def test_it_takes_three_calls(self, prompts: PromptStore, objects: ScriptedObjects) -> None:
-        publish(prompts)
+        publish_samples(prompts)
         objects.calls.clear()
-        publish(prompts)
+        publish_samples(prompts)
         assert [call.verb for call in objects.calls] == ["put", "put", "put_if_absent"]
         assert [call.key.partition("/")[0] for call in objects.calls] == ["payloads", "manifests", "commits"]
 
     def test_the_first_hundreds_take_four_at_most(self, prompts: PromptStore, objects: ScriptedObjects) -> None:
-        publish(prompts)
+        publish_samples(prompts)
         for _ in range(205):
             objects.calls.clear()
-            publish(prompts)
+            publish_samples(prompts)
             assert len(objects.calls) <= 4
 
     def test_the_same_again_is_the_same_version(self, prompts: PromptStore, objects: ScriptedObjects) -> None:
         first = prompts.publish(sample_prompt(), sample_task())
-        publish(prompts, 2)
-        assert another(objects).publish(sample_prompt(), sample_task()) == first
+        publish_samples(prompts, 2)
+        assert reopened(objects).publish(sample_prompt(), sample_task()) == first
         assert prompts.refresh().number == 3
 
     def test_other_metrics_or_task_or_numbers_are_another_version(self, prompts: PromptStore) -> None:
@@ -114,7 +101,7 @@ class TestPublish:
         assert [each.number for each in prompts.state.task("sst2").versions] == [1, 2, 3, 4]
 
     def test_an_expired_version_published_again_gets_a_new_number(self, prompts: PromptStore) -> None:
-        publish(prompts)
+        publish_samples(prompts)
         prompts.expire(["sst2:1"])
         again = prompts.publish(sample_prompt(0), sample_task())
         assert again.number == 2
@@ -138,13 +125,13 @@ class TestPublish:
     def test_bytes_are_there_before_their_name(self, prompts: PromptStore, objects: ScriptedObjects) -> None:
         objects.script = lambda call: Fault.UNAVAILABLE if call.key.startswith("manifests/") else None
         with pytest.raises(PromptStoreError):
-            publish(prompts)
+            publish_samples(prompts)
         assert prompts.refresh().number == 0
 
 
 class TestPull:
     def test_another_model_is_refused(self, prompts: PromptStore) -> None:
-        publish(prompts)
+        publish_samples(prompts)
         with pytest.raises(IncompatibleModelError, match="sst2:1 was fitted to tiny but the loaded model is huge"):
             prompts.pull("sst2:1", for_model=sample_fingerprint(model="huge"))
 
@@ -152,12 +139,12 @@ class TestPull:
         "ref", ["sst2", "sst2:2", "sst3:1", "sst2@sha256:" + "0" * 64, PromptRef("sst2", alias="x")]
     )
     def test_what_is_not_there_is_not_found(self, prompts: PromptStore, ref: PromptRef | str) -> None:
-        publish(prompts)
+        publish_samples(prompts)
         with pytest.raises(NotFoundError):
             prompts.pull(ref, for_model=None)
 
     def test_a_version_is_found_by_number_alias_and_digest(self, prompts: PromptStore) -> None:
-        publish(prompts, 3)
+        publish_samples(prompts, 3)
         prompts.promote("sst2:2", "staging")
         digest = prompts.resolve("sst2:2").digest
         assert prompts.resolve("sst2@staging") == prompts.resolve(f"sst2@sha256:{digest}") == prompts.resolve("sst2:2")
@@ -166,7 +153,7 @@ class TestPull:
     def test_a_damaged_answer_is_asked_for_again(
         self, prompts: PromptStore, objects: ScriptedObjects, fault: Fault
     ) -> None:
-        publish(prompts)
+        publish_samples(prompts)
         damaged = set[str]()
 
         def damage_once(call: Any) -> Fault | None:
@@ -184,7 +171,7 @@ class TestPull:
     def test_a_flipped_bit_in_the_store_is_found(
         self, prompts: PromptStore, objects: ScriptedObjects, kind: str, bit: int
     ) -> None:
-        publish(prompts)
+        publish_samples(prompts)
         key = next(info.key for info in objects.list(kind))
         data = bytearray(objects.get(key))
         data[bit] ^= 4
@@ -194,7 +181,7 @@ class TestPull:
 
     def test_a_manifest_of_another_version_does_not_pass(self, prompts: PromptStore) -> None:
         """The log says which payload belongs to which manifest; a writer of nonsense is caught at pull."""
-        publish(prompts)
+        publish_samples(prompts)
         from promptstore.core.operation import Publish
 
         version = prompts.resolve("sst2:1")
@@ -205,8 +192,8 @@ class TestPull:
     def test_a_reader_that_did_not_see_the_expiry_is_told_of_it(
         self, prompts: PromptStore, objects: ScriptedObjects
     ) -> None:
-        publish(prompts)
-        reader = another(objects)
+        publish_samples(prompts)
+        reader = reopened(objects)
         version = prompts.expire(["sst2:1"])[0]
         objects.delete(str(BlobKey("payload", version.payload)))
         with pytest.raises(NotFoundError, match="expired"):
@@ -215,209 +202,29 @@ class TestPull:
     def test_a_reader_that_did_not_see_the_alias_move_on_gets_what_it_points_at_now(
         self, prompts: PromptStore, objects: ScriptedObjects
     ) -> None:
-        publish(prompts, 2)
+        publish_samples(prompts, 2)
         prompts.promote("sst2:1", "staging")
-        reader = another(objects)
+        reader = reopened(objects)
         prompts.promote("sst2:2", "staging")
         version = prompts.expire(["sst2:1"])[0]
         objects.delete(str(BlobKey("manifest", version.digest)))
         assert reader.pull("sst2@staging", for_model=None).version.number == 2
 
 
-class TestPromote:
-    def test_an_alias_moves_and_history_keeps_it(self, prompts: PromptStore) -> None:
-        publish(prompts, 2)
-        prompts.attest("sst2:1", "gate", {"verdict": "pass"})
-        prompts.promote("sst2:1", reason="better", actor="ada")
-        prompts.promote("sst2:2", "production", force=True, reason="hotfix", expected=1)
-        moves = prompts.history("sst2")
-        assert [(each.before, each.after, each.actor, each.reason, each.forced) for each in moves] == [
-            (None, 1, "ada", "better", False),
-            (1, 2, "tester", "hotfix", True),
-        ]
-
-    def test_a_protected_alias_asks_for_a_gate(self, prompts: PromptStore) -> None:
-        publish(prompts)
-        with pytest.raises(RefusedError, match="no passing gate"):
-            prompts.promote("sst2:1")
-        with pytest.raises(RefusedError, match="needs a reason"):
-            prompts.promote("sst2:1", force=True)
-        prompts.promote("sst2:1", "staging")
-        assert aliases(prompts) == {"staging": 1}
-
-    def test_force_where_none_is_needed_is_not_held_against_anybody(self, prompts: PromptStore) -> None:
-        publish(prompts)
-        prompts.attest("sst2:1", "gate", {"verdict": "pass"})
-        prompts.promote("sst2:1", force=True)
-        prompts.promote("sst2:1", "staging", force=True)
-        assert not any(each.forced for each in prompts.history())
-
-    def test_expected_is_compare_and_swap_at_the_end_of_the_log(
-        self, prompts: PromptStore, objects: ScriptedObjects
-    ) -> None:
-        publish(prompts, 3)
-        stale = another(objects)
-        prompts.promote("sst2:1", "staging", expected=None)
-        with pytest.raises(ConflictError, match="points at version 1, expected nothing"):
-            stale.promote("sst2:2", "staging", expected=None)
-        stale.promote("sst2:2", "staging", expected=1)
-        with pytest.raises(ConflictError, match="points at version 2, expected version 1"):
-            prompts.promote("sst2:3", "staging", expected=1)
-        assert aliases(prompts) == {"staging": 2}
-
-    def test_repeating_a_promotion_changes_nothing(self, prompts: PromptStore) -> None:
-        publish(prompts)
-        first = prompts.promote("sst2:1", "staging", expected=None)
-        assert prompts.promote("sst2:1", "staging", expected=None) == first
-        assert len(prompts.history()) == 1
-
-    def test_an_alias_can_follow_another(self, prompts: PromptStore) -> None:
-        publish(prompts, 2)
-        prompts.promote("sst2:2", "candidate")
-        prompts.promote("sst2@candidate", "staging")
-        assert aliases(prompts) == {"candidate": 2, "staging": 2}
-
-    def test_a_release_is_one_commit_or_none(self, prompts: PromptStore) -> None:
-        publish(prompts, 1, "a")
-        publish(prompts, 1, "b")
-        number = prompts.state.number
-        moves = [Promotion(PromptRef(task, number=1), statements=[PASS]) for task in ("a", "b")]
-        released = prompts.release(moves, reason="new base")
-        assert [str(each) for each in released] == ["a:1", "b:1"]
-        assert all(each.has_passed_gate for each in released)
-        assert prompts.state.number == number + 1
-        publish(prompts, 1, "a")
-        bad = [Promotion(PromptRef("a", number=2), statements=[PASS]), Promotion(PromptRef("b", number=9))]
-        with pytest.raises(NotFoundError):
-            prompts.release(bad, reason="typo")
-        assert aliases(prompts, "a") == {"production": 1}
-        assert not prompts.resolve("a:2").attestations
-
-    def test_a_failing_gate_in_a_release_stops_it(self, prompts: PromptStore) -> None:
-        publish(prompts)
-        with pytest.raises(RefusedError):
-            prompts.release([Promotion(PromptRef("sst2", number=1), statements=[FAIL])], reason="x")
-        forced = Promotion(PromptRef("sst2", number=1), statements=[FAIL], force=True)
-        prompts.release([forced], reason="we know")
-        assert prompts.history()[-1].forced
-
-    def test_saying_the_same_again_adds_nothing(self, prompts: PromptStore) -> None:
-        publish(prompts)
-        for _ in range(2):
-            version = prompts.attest("sst2:1", "approval", {"by": "grace", "rows": [1, 2]})
-        assert len(version.attestations) == 1
-        assert prompts.attest("sst2:1", "approval", {"by": "alan"}).attestations[1].body == {"by": "alan"}
-
-    def test_a_statement_is_small(self, prompts: PromptStore) -> None:
-        publish(prompts)
-        with pytest.raises(InvalidInputError, match="name them by digest"):
-            prompts.attest("sst2:1", "evaluation", {"predictions": ["x" * 10] * 10_000})
-
-    def test_a_statement_reads_the_same_to_its_writer_as_to_everybody(
-        self, prompts: PromptStore, objects: ScriptedObjects
-    ) -> None:
-        publish(prompts)
-        mine = prompts.attest("sst2:1", "evaluation", {"pair": (1, 2)})
-        assert mine == another(objects).resolve("sst2:1")
-
-
-class TestPublishUnderAnAlias:
-    def test_version_and_move_are_one_commit(self, prompts: PromptStore, objects: ScriptedObjects) -> None:
-        version = prompts.publish(sample_prompt(1), sample_task(), alias="staging", reason="first")
-        assert (version.number, prompts.state.number) == (1, 1)
-        assert another(objects).resolve("sst2@staging").digest == version.digest
-        second = prompts.publish(sample_prompt(2), sample_task(), alias="staging")
-        (_, move) = prompts.history("sst2")
-        assert (move.before, move.after, move.commit) == (1, 2, second.commit)
-
-    def test_what_is_published_already_is_pointed_at_and_repeating_it_changes_nothing(
-        self, prompts: PromptStore
-    ) -> None:
-        publish(prompts, 2)
-        for _ in range(2):
-            assert prompts.publish(sample_prompt(0), sample_task(), alias="staging").number == 1
-        assert (prompts.state.number, prompts.resolve("sst2@staging").number) == (3, 1)
-
-    def test_a_protected_alias_needs_force_and_a_reason_or_nothing_is_published(self, prompts: PromptStore) -> None:
-        for given in ({}, {"force": True}):
-            with pytest.raises(RefusedError):
-                prompts.publish(sample_prompt(1), sample_task(), alias="production", **given)  # type: ignore[arg-type]
-        assert prompts.refresh().number == 0
-        prompts.publish(sample_prompt(1), sample_task(), alias="production", force=True, reason="hand-made")
-        assert prompts.history()[-1].forced
-
-
-class TestRollback:
-    def test_it_returns_to_the_version_before(self, prompts: PromptStore) -> None:
-        publish(prompts, 2)
-        for number in (1, 2):
-            prompts.promote(f"sst2:{number}", "staging")
-        assert prompts.rollback("sst2", "staging", reason="worse").number == 1
-        assert prompts.history()[-1].reason == "worse"
-
-    def test_twice_goes_back_by_two_and_not_to_and_fro(self, prompts: PromptStore) -> None:
-        publish(prompts, 4)
-        for number in (1, 2, 3):
-            prompts.promote(f"sst2:{number}", "staging")
-        assert [prompts.rollback("sst2", "staging").number for _ in range(2)] == [2, 1]
-        prompts.promote("sst2:4", "staging")
-        assert prompts.rollback("sst2", "staging").number == 1
-        with pytest.raises(NotFoundError, match="no other version"):
-            prompts.rollback("sst2", "staging")
-
-    def test_it_passes_over_expired_versions(self, prompts: PromptStore) -> None:
-        publish(prompts, 3)
-        for number in (1, 2, 3):
-            prompts.promote(f"sst2:{number}", "staging")
-        prompts.expire(["sst2:2"])
-        assert prompts.rollback("sst2", "staging").number == 1
-
-    def test_it_needs_no_gate_but_then_a_reason(self, prompts: PromptStore) -> None:
-        publish(prompts, 2)
-        for number in (1, 2):
-            prompts.promote(f"sst2:{number}", force=True, reason="hand-made")
-        with pytest.raises(RefusedError, match="needs a reason"):
-            prompts.rollback("sst2")
-        prompts.rollback("sst2", reason="outage")
-        assert prompts.history()[-1].forced
-
-    def test_to_a_version_of_ones_choice(self, prompts: PromptStore) -> None:
-        publish(prompts, 4)
-        for number in (1, 2, 3):
-            prompts.promote(f"sst2:{number}", "staging")
-        assert prompts.rollback("sst2", "staging", to=1).number == 1
-
-    def test_it_is_no_way_around_the_gate(self, prompts: PromptStore) -> None:
-        """What an alias never pointed at was never let in."""
-        publish(prompts, 2)
-        prompts.promote("sst2:1", force=True, reason="hand-made")
-        for to in (2, 9):
-            with pytest.raises(NotFoundError, match=f"never pointed at version {to}"):
-                prompts.rollback("sst2", to=to, reason="in a hurry")
-        assert prompts.resolve("sst2@production").number == 1
-
-    def test_without_an_alias_there_is_nothing_to_roll_back(self, prompts: PromptStore) -> None:
-        publish(prompts)
-        with pytest.raises(NotFoundError, match="no alias 'staging'"):
-            prompts.rollback("sst2", "staging")
-        with pytest.raises(NotFoundError, match="'sst3' is not in this store"):
-            prompts.rollback("sst3")
-
-
 class TestRemoval:
     def test_a_deleted_alias_is_gone_and_in_history(self, prompts: PromptStore) -> None:
-        publish(prompts)
+        publish_samples(prompts)
         prompts.promote("sst2:1", "staging")
         with pytest.raises(ConflictError):
             prompts.delete_alias("sst2", "staging", expected=2)
         prompts.delete_alias("sst2", "staging", expected=1, reason="unused")
-        assert aliases(prompts) == {}
+        assert aliases_of(prompts) == {}
         assert prompts.history()[-1].after is None
         with pytest.raises(NotFoundError):
             prompts.delete_alias("sst2", "staging")
 
     def test_expiry_is_all_or_nothing_and_safe_to_repeat(self, prompts: PromptStore) -> None:
-        publish(prompts, 3)
+        publish_samples(prompts, 3)
         prompts.promote("sst2:3", "staging")
         with pytest.raises(RefusedError, match="staging points at"):
             prompts.expire(["sst2:1", "sst2:3"])
@@ -427,19 +234,19 @@ class TestRemoval:
         assert [each.is_expired for each in prompts.state.task("sst2").versions] == [True, True, False]
 
     def test_expiring_nothing_that_exists_is_not_found(self, prompts: PromptStore) -> None:
-        publish(prompts)
+        publish_samples(prompts)
         with pytest.raises(NotFoundError):
             prompts.expire(["sst2:2"])
 
 
 class TestLookingBack:
     def test_the_state_at_any_moment_comes_from_the_log(self, prompts: PromptStore, objects: ScriptedObjects) -> None:
-        publish(prompts, 120)
+        publish_samples(prompts, 120)
         seen = []
         for number in range(1, 90):
             prompts.promote(f"sst2:{number}", "staging")
             seen.append((datetime.fromisoformat(prompts.state.at), prompts.state))
-        reader = another(objects)
+        reader = reopened(objects)
         assert reader.at(START).number == 0
         for moment, state in seen:
             assert reader.at(moment) == state
@@ -449,11 +256,11 @@ class TestLookingBack:
 
     def test_a_past_that_was_written_anew_is_not_believed(self, prompts: PromptStore, objects: ScriptedObjects) -> None:
         """Somebody who may write, and chains rightly: another version was in use, they say, up to a moment."""
-        publish(prompts, 3)
+        publish_samples(prompts, 3)
         prompts.promote("sst2:1", "staging")
         moment = datetime.fromisoformat(prompts.state.at)
         prompts.promote("sst2:3", "staging")
-        reader = another(objects)
+        reader = reopened(objects)
         told = read_commit(objects, 4)
         lie = replace(told, operations=(MoveAlias("sst2", "staging", None, 2),))
         objects.put(commit_key(4), lie.to_bytes())
@@ -463,7 +270,7 @@ class TestLookingBack:
         assert reader.at(moment).resolve(PromptRef("sst2", alias="staging")).number == 1
 
     def test_looking_back_costs_a_bisection_and_a_tail(self, prompts: PromptStore, objects: ScriptedObjects) -> None:
-        publish(prompts, 350)
+        publish_samples(prompts, 350)
         moment = datetime.fromisoformat(prompts.resolve("sst2:230").at)
         objects.calls.clear()
         assert prompts.at(moment).number == 230
@@ -471,7 +278,7 @@ class TestLookingBack:
 
     def test_history_of_all_tasks_is_in_order(self, prompts: PromptStore) -> None:
         for task in ("b", "a"):
-            publish(prompts, 1, task)
+            publish_samples(prompts, 1, task)
         for task in ("b", "a"):
             prompts.promote(f"{task}:1", "staging")
         assert [each.task for each in prompts.history()] == ["b", "a"]
@@ -491,7 +298,7 @@ class TestLookingBack:
 
 class TestCache:
     def test_a_cached_prompt_is_pulled_without_the_store(self, objects: ScriptedObjects, tmp_path: Path) -> None:
-        publish(sample_store(objects))
+        publish_samples(sample_store(objects))
         cache = PromptCache(tmp_path, 1 << 20)
         reader = PromptStore(Ledger.open(objects, actor="r"), objects, cache=cache)
         first = reader.pull("sst2:1", for_model=None)
@@ -500,7 +307,7 @@ class TestCache:
         assert objects.calls == []
 
     def test_a_damaged_entry_is_fetched_again(self, objects: ScriptedObjects, tmp_path: Path) -> None:
-        publish(sample_store(objects))
+        publish_samples(sample_store(objects))
         cache = PromptCache(tmp_path, 1 << 20)
         reader = PromptStore(Ledger.open(objects, actor="r"), objects, cache=cache)
         reader.pull("sst2:1", for_model=None)
