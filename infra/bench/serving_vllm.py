@@ -2,7 +2,8 @@
 
 In bfloat16 where the processor computes it, else in float32. Server against server, each a process of its own, over
 HTTP, from one client. vLLM gets `[prompt][input]` as embeddings that were made before the clock runs; our server gets
-the text. Both use every core and take turns. Both are warm: what they keep of a prompt is kept.
+the text. Both use every core and take turns. Both are warm: what they keep of a prompt is kept, from another text
+under it; no text is asked twice, so that no cache holds an answer's whole input.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from rich.console import Console
 
 from infra.bench.measurement import Measurement, measured
 from infra.bench.serving_process import server_process
-from infra.bench.serving_traffic import PROMPTS, TASK, Traffic, bench_model
-from infra.bench.tuning_tasks import load_split
+from infra.bench.serving_traffic import PROMPTS, TASK, Traffic, bench_model, validation_texts
 from promptstore.core.task import TaskSpec
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.placement import choose_dtype
@@ -39,11 +39,12 @@ from promptstore.testing.servers.vllm import vllm_server
 
 COMMAND = "make bench-vllm"
 TURNS = 3
-SCORED = 192
-GENERATED = 96
+# Requests: one under each prompt to warm both servers, and those that are measured.
+WARMING = slice(0, PROMPTS)
+SCORED = slice(PROMPTS, PROMPTS + 192)
+GENERATED = slice(PROMPTS + 192, PROMPTS + 192 + 96)
 NEW_TOKENS = 16
 AT_ONCE = 32
-COMPARED = 8
 LABELS, TEXT = "label scoring", f"{NEW_TOKENS}-token generation"
 TARGETS = {(100, LABELS): ">= 3", (20, LABELS): ">= 1.5", (100, TEXT): ">= 1", (20, TEXT): ">= 1"}
 WRITE = TaskSpec(name="write", kind="generation", template=TASK.template, data=TASK.data, max_target_tokens=NEW_TOKENS)
@@ -66,22 +67,30 @@ def measurements() -> list[Measurement]:
 
 @dataclass(frozen=True, slots=True)
 class _Arm:
-    """Requests to one server. done: what an answer counts, from its JSON: 1 a label, its tokens for a text."""
+    """Requests to one server. bodies: of the whole traffic; measured: which of them count.
+
+    done: what an answer counts, from its JSON: 1 a label, its tokens for a text.
+    """
 
     url: str
     bodies: Sequence[Body]
+    measured: slice
     done: Callable[[Any], int]
+
+    def warm(self) -> list[Any]:
+        return asyncio.run(_ask(self.url, self.bodies[WARMING]))
 
     def rate(self, turn: int) -> tuple[int, float]:
         """How much was answered in how many seconds."""
         started = time.perf_counter()
-        answers = asyncio.run(_ask(self.url, self.bodies[turn::TURNS]))
+        answers = asyncio.run(_ask(self.url, self.bodies[self.measured][turn::TURNS]))
         return sum(map(self.done, answers)), time.perf_counter() - started
 
 
 def _compare(model: FrozenModel, url: str, num_virtual_tokens: int, cores: int) -> list[Measurement]:
     dtype = str(model.dtype).removeprefix("torch.")
-    traffic = Traffic(model, num_virtual_tokens)
+    traffic = Traffic(model, num_virtual_tokens, texts=validation_texts(GENERATED.stop))
+    traffic.requests[WARMING] = [(number, ids) for number, (_, ids) in enumerate(traffic.requests[WARMING])]
     (served,) = httpx.get(f"{url}/v1/models").json()["data"]
     name = f"serving, {dtype}, {num_virtual_tokens} virtual tokens, {PROMPTS} prompts mixed"
     rows: list[Measurement] = []
@@ -129,45 +138,41 @@ def _embedded(model: FrozenModel, traffic: Traffic) -> list[dict[str, str]]:
 
 
 def _label_arms(url: str, our_url: str, traffic: Traffic, embedded: Sequence[Body]) -> tuple[_Arm, _Arm]:
-    theirs = _Arm(f"{url}/v1/completions", [{**each, **score_body(traffic.labels)} for each in embedded], lambda _: 1)
-    ours = _Arm(
-        f"{our_url}/v1/classify",
-        [{"model": ref, "input": text} for ref, text in _refs(traffic, TASK)],
-        lambda _: 1,
-    )
+    asked = score_body(traffic.labels)
+    theirs = _Arm(f"{url}/v1/completions", [{**each, **asked} for each in embedded], SCORED, lambda _: 1)
+    bodies = [{"model": ref, "input": text} for ref, text in _refs(traffic, TASK)]
+    ours = _Arm(f"{our_url}/v1/classify", bodies, SCORED, lambda _: 1)
     _check_same_answers(theirs, ours, traffic)
-    return replace(theirs, bodies=theirs.bodies[:SCORED]), replace(ours, bodies=ours.bodies[:SCORED])
+    return theirs, ours
 
 
 def _text_arms(url: str, our_url: str, traffic: Traffic, embedded: Sequence[Body]) -> tuple[_Arm, _Arm]:
     asked = {**generate_body(Sampling(NEW_TOKENS), frozenset()), "stream": False}
     theirs = _Arm(
         f"{url}/v1/completions",
-        [{**each, **asked} for each in embedded[:GENERATED]],
+        [{**each, **asked} for each in embedded],
+        GENERATED,
         lambda answer: len(answer["choices"][0]["token_ids"]),
     )
     ours = _Arm(
         f"{our_url}/v1/completions",
-        [{"model": ref, "prompt": text} for ref, text in _refs(traffic, WRITE)[:GENERATED]],
+        [{"model": ref, "prompt": text} for ref, text in _refs(traffic, WRITE)],
+        GENERATED,
         lambda answer: int(answer["usage"]["completion_tokens"]),
     )
     return theirs, ours
 
 
 def _refs(traffic: Traffic, task: TaskSpec) -> list[tuple[str, str]]:
-    texts = [row["text"] for row in load_split("sst2", "validation")]
-    return [
-        (f"{task.name}:{number + 1}", text)
-        for (number, _), text in zip(traffic.requests, texts[: len(traffic.requests)], strict=True)
-    ]
+    pairs = zip(traffic.requests, traffic.texts, strict=True)
+    return [(f"{task.name}:{number + 1}", text) for (number, _), text in pairs]
 
 
 def _rates(*arms: _Arm) -> list[float]:
-    """Answered per second by each arm, after one pass over everything to warm it. They take turns."""
+    """Answered per second by each arm once it is warm. They take turns."""
     counts, seconds = [0] * len(arms), [0.0] * len(arms)
     for arm in arms:
-        for turn in range(TURNS):
-            arm.rate(turn)
+        arm.warm()
     for turn in range(TURNS):
         for at, arm in enumerate(arms):
             count, spent = arm.rate(turn)
@@ -179,10 +184,7 @@ def _rates(*arms: _Arm) -> list[float]:
 def _check_same_answers(theirs: _Arm, ours: _Arm, traffic: Traffic) -> None:
     """Both must do the same work: the same probabilities, but for rounding in two implementations."""
     for (number, _), their_answer, our_answer in zip(
-        traffic.requests[:COMPARED],
-        asyncio.run(_ask(theirs.url, theirs.bodies[:COMPARED])),
-        asyncio.run(_ask(ours.url, ours.bodies[:COMPARED])),
-        strict=True,
+        traffic.requests[WARMING], theirs.warm(), ours.warm(), strict=True
     ):
         said = softmax(label_logprobs(their_answer, traffic.labels))
         here = list(our_answer["results"][0]["probabilities"].values())
