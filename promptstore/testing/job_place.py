@@ -21,6 +21,7 @@ from promptstore.wiring import open_prompt_store
 
 QUICK: Mapping[str, Any] = {
     "steps": 24,
+    "loss": "labels",
     "evaluate_every": 8,
     "batch_size": 8,
     "num_virtual_tokens": 8,

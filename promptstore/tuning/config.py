@@ -38,14 +38,14 @@ class TuneConfig:
     """
 
     num_virtual_tokens: int = 20
-    initialise: str = "vocabulary"
+    initialise: str = "labels"
     optimiser: OptimiserName = "adamw"
-    learning_rate: float = 0.1
+    learning_rate: float = 0.03
     schedule: ScheduleName = "linear"
     warmup_steps: int = 10
     steps: int = 200
     batch_size: int = 16
-    loss: LossName = "labels"
+    loss: LossName = "vocabulary"
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     residual_width: int = 0

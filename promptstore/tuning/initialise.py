@@ -82,15 +82,9 @@ def _sampled(model: FrozenModel, count: int, most_common: int, generator: torch.
 
 def _labels(model: FrozenModel, task: TaskSpec, count: int, generator: torch.Generator) -> Tensor:
     """One virtual token for each label, the mean of its verbaliser's tokens; the others sampled, as in the paper."""
-    if not task.labels:
-        raise InvalidInputError(
-            f"task {task.name} has no labels to start the prompt from; use 'vocabulary' or 'text:…'"
-        )
-    ids = [_token_ids(model, f" {label.verbaliser.strip()}") for label in task.labels]
-    means = torch.stack([_embedded(model, torch.tensor(each)).mean(dim=0) for each in ids])[:count]
-    if len(means) == count:
-        return means
-    return torch.cat([means, _sampled(model, count - len(means), COMMON_TOKENS, generator)])
+    ids = [_token_ids(model, f" {label.verbaliser.strip()}") for label in task.labels[:count]]
+    means = [_embedded(model, torch.tensor(each)).mean(dim=0, keepdim=True) for each in ids]
+    return torch.cat([*means, _sampled(model, count - len(means), COMMON_TOKENS, generator)])
 
 
 def _text(model: FrozenModel, text: str, count: int) -> Tensor:

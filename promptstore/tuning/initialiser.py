@@ -34,9 +34,10 @@ def parse_initialiser(text: str) -> Initialiser:
     """Reads `random`, `uniform[:bound]`, `vocabulary[:n]`, `labels`, `text:…`, `file:PATH`, `version:REF` or `nearest`.
 
     random: normal, with mean and deviation of the model's embedding table. vocabulary: embeddings of tokens drawn from
-    the n most common ones. labels: embeddings of the labels, then of the vocabulary. text: embeddings of a text's
-    tokens, repeated to the prompt's length. version: a published prompt of the same base model. nearest: of the stored
-    prompts of other tasks the one behind which the new task's rows fare best (SPoT, Vu et al. 2022).
+    the n most common ones. labels: embeddings of the labels, if the task has any, then of the vocabulary. text:
+    embeddings of a text's tokens, repeated to the prompt's length. version: a published prompt of the same base model.
+    nearest: of the stored prompts of other tasks the one behind which the new task's rows fare best (SPoT, Vu et al.
+    2022).
 
     >>> parse_initialiser("vocabulary:2000")
     Initialiser(kind='vocabulary', argument='2000')

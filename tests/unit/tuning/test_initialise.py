@@ -77,10 +77,10 @@ def test_labels_come_first_and_sampled_tokens_fill_up(model: FrozenModel) -> Non
     assert torch.equal(values(model, "labels", tokens=1)[0], found[0])
 
 
-def test_labels_of_a_generation_task_are_refused(model: FrozenModel) -> None:
+def test_a_task_without_labels_begins_with_the_vocabulary(model: FrozenModel) -> None:
     task = TaskSpec(name="g", kind="generation", template="{text}", data=DataSource("a", "b"))
-    with pytest.raises(InvalidInputError, match="no labels to start"):
-        values(model, "labels", task=task)
+    found, expected = (initialise(model, task, TuneConfig(initialise=how)) for how in ("labels", "vocabulary"))
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_text_is_repeated_or_cut_to_length(model: FrozenModel) -> None:

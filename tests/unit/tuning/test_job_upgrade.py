@@ -55,7 +55,13 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Upgrade]:
     jobs = JobPlace(folder / "place")
     place = Place(jobs, write_tiny_model(folder / "old"), write_tiny_model(folder / "new", seed=1))
     files = [str(jobs.task_file(name, rows=80, seed=seed)) for seed, name in enumerate(NAMES)]
-    run_tune_job(files, job="first", settings=place.settings(place.old), store=place.store(), overrides=QUICK)
+    run_tune_job(
+        files,
+        job="first",
+        settings=place.settings(place.old),
+        store=place.store(),
+        overrides={**QUICK, "initialise": "vocabulary"},
+    )
     for name in NAMES:
         place.store().promote(f"{name}:1", force=True, reason="first")
     return place, place.judge()
@@ -163,9 +169,9 @@ def test_one_model_is_no_upgrade(place: Place) -> None:
         ({}, {}, "warm, from sst2:1"),
         ({"architecture": "Other"}, {}, "warm, from sst2:1"),
         ({}, {"num_virtual_tokens": 8}, "warm, from sst2:1"),
-        ({"hidden_size": 64}, {}, "vocabulary: hidden size 64, was 32"),
-        ({"tokenizer_digest": "a" * 64}, {}, "vocabulary: another tokenizer"),
-        ({}, {"num_virtual_tokens": 12}, "vocabulary: 12 virtual tokens, were 8"),
+        ({"hidden_size": 64}, {}, "labels: hidden size 64, was 32"),
+        ({"tokenizer_digest": "a" * 64}, {}, "labels: another tokenizer"),
+        ({}, {"num_virtual_tokens": 12}, "labels: 12 virtual tokens, were 8"),
         ({}, {"initialise": "labels"}, "labels: asked for"),
     ],
 )
