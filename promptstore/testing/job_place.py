@@ -27,6 +27,8 @@ QUICK: Mapping[str, Any] = {
     "num_virtual_tokens": 8,
     "learning_rate": 0.3,
 }
+# From random tokens versions of other seeds and data differ, and are about as good.
+FROM_TOKENS: Mapping[str, Any] = {**QUICK, "initialise": "vocabulary"}
 IMPATIENT = Patience(interval_s=0.05, rest=0, retries_s=(), return_s=3600, close_s=20)
 SAID: Mapping[str, tuple[str, ...]] = {"yes": ("good", "great", "positive"), "no": ("bad", "terrible", "negative")}
 FILLING = ("the", "a", "was", "it", "and", "film", "product", "editorial", "review", "of")
@@ -101,9 +103,8 @@ class JobPlace:
         )
 
     def tune(self, model: FrozenModel, *tasks: TaskSpec, job: str = "job", **overrides: Any) -> JobResult:
-        """A short job, in this process, from random tokens: versions of other seeds differ, and are about as good."""
-        quick = {**QUICK, "initialise": "vocabulary", **overrides}
-        return tune_tasks(tasks, job=job, tools=self.tools(model, job), overrides=quick)
+        """A short job, in this process."""
+        return tune_tasks(tasks, job=job, tools=self.tools(model, job), overrides={**FROM_TOKENS, **overrides})
 
     def _file(self, name: str, ending: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from infra.stack.rig import StackRig, stack_rig
 from promptstore.settings import load_settings
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.fault_proxy import FaultProxy, HttpFault, ProxiedRequest, Refuse, behave, fault_proxy
-from promptstore.testing.job_place import QUICK, JobPlace
+from promptstore.testing.job_place import FROM_TOKENS, JobPlace
 from promptstore.testing.servers import MissingServerError
 from promptstore.tracking.mlflow_sink import connect
 from promptstore.wiring import open_prompt_store
@@ -63,7 +63,7 @@ class Loop:
 
     def deploy(self, *, approval: str, steps: int = 48, gate: Mapping[str, float] = MappingProxyType({})) -> None:
         file = self.tasks.folder.with_name("deployment.yaml")
-        overrides = json.dumps({**QUICK, "steps": steps, "evaluate_every": steps // 3})
+        overrides = json.dumps({**FROM_TOKENS, "steps": steps, "evaluate_every": steps // 3})
         proxies = {"s3": self.s3.endpoint, "mlflow": self.mlflow.endpoint}
         asked = {"overrides": overrides, "approval": approval, "gate": json.dumps(dict(gate))}
         file.write_text(DEPLOYMENT.format(**asked, **proxies))

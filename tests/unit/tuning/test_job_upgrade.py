@@ -11,7 +11,7 @@ from promptstore.core.fingerprint import BaseModelFingerprint
 from promptstore.errors import ConflictError, InvalidInputError, RefusedError
 from promptstore.settings import Settings
 from promptstore.store.prompt_store import PromptStore
-from promptstore.testing.job_place import QUICK, JobPlace, write_tiny_model
+from promptstore.testing.job_place import FROM_TOKENS, QUICK, JobPlace, write_tiny_model
 from promptstore.tuning.gate import GatePolicy
 from promptstore.tuning.job_open import run_tune_job
 from promptstore.tuning.job_plan import plan_task
@@ -60,7 +60,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Upgrade]:
         job="first",
         settings=place.settings(place.old),
         store=place.store(),
-        overrides={**QUICK, "initialise": "vocabulary"},
+        overrides=FROM_TOKENS,
     )
     for name in NAMES:
         place.store().promote(f"{name}:1", force=True, reason="first")
