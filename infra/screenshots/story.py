@@ -15,9 +15,17 @@ from promptstore.tuning.demo_data import write_demo_data
 
 TASK = "sentiment"
 # Repeated under the same name, a job finds what it did: taking the pictures again tunes nothing again.
-FIRST: Mapping[str, Any] = {"steps": 30, "evaluate_every": 5, "learning_rate": 0.1, "num_virtual_tokens": 8}
+FIRST: Mapping[str, Any] = {
+    "steps": 30,
+    "evaluate_every": 5,
+    "initialise": "vocabulary",
+    "loss": "labels",
+    "learning_rate": 0.1,
+    "num_virtual_tokens": 8,
+}
 SECOND: Mapping[str, Any] = {
     "steps": 15,
+    "loss": "labels",
     "evaluate_every": 5,
     "learning_rate": 0.03,
     "warmup_steps": 0,

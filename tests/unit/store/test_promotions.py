@@ -9,7 +9,6 @@ from promptstore.errors import (
     NotFoundError,
     RefusedError,
 )
-from promptstore.objects.memory import MemoryObjectStore
 from promptstore.store.promotion import Promotion, Statement
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.scripted_objects import ScriptedObjects
@@ -18,23 +17,11 @@ from promptstore.testing.store_samples import (
     publish_samples,
     reopened,
     sample_prompt,
-    sample_store,
     sample_task,
-    ticking_clock,
 )
 
 PASS = Statement("gate", {"verdict": "pass"})
 FAIL = Statement("gate", {"verdict": "fail"})
-
-
-@pytest.fixture
-def objects() -> ScriptedObjects:
-    return ScriptedObjects(MemoryObjectStore())
-
-
-@pytest.fixture
-def prompts(objects: ScriptedObjects) -> PromptStore:
-    return sample_store(objects, clock=ticking_clock())
 
 
 class TestPromote:

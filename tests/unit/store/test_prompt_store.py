@@ -21,12 +21,10 @@ from promptstore.errors import (
     PromptStoreError,
     RefusedError,
 )
-from promptstore.objects.memory import MemoryObjectStore
 from promptstore.store.cache import PromptCache
 from promptstore.store.following import read_commit
 from promptstore.store.layout import BlobKey, commit_key
 from promptstore.store.ledger import Ledger
-from promptstore.store.promotion import Statement
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.scripted_objects import Fault, ScriptedObjects
 from promptstore.testing.store_samples import (
@@ -38,21 +36,7 @@ from promptstore.testing.store_samples import (
     sample_prompt,
     sample_store,
     sample_task,
-    ticking_clock,
 )
-
-PASS = Statement("gate", {"verdict": "pass"})
-FAIL = Statement("gate", {"verdict": "fail"})
-
-
-@pytest.fixture
-def objects() -> ScriptedObjects:
-    return ScriptedObjects(MemoryObjectStore())
-
-
-@pytest.fixture
-def prompts(objects: ScriptedObjects) -> PromptStore:
-    return sample_store(objects, clock=ticking_clock())
 
 
 class TestPublish:
