@@ -7,6 +7,7 @@ more: their feed-forward part, the largest of a layer, is work that nobody sees.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -15,17 +16,26 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sparse:
+    """For one thread: others may run the same network meanwhile, a model server's say, and get the whole layer."""
+
     part: nn.Module
     positions: Tensor
+    thread: int
+
+    @property
+    def is_ours(self) -> bool:
+        return self.thread == get_ident()
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        if not self.is_ours:
+            return type(self.part).forward(self.part, hidden)  # type: ignore[no-any-return]
         read = type(self.part).forward(self.part, hidden.index_select(1, self.positions))
         return torch.zeros_like(hidden).index_copy(1, self.positions, read)
 
 
 @contextmanager
 def feed_forward_at(network: Any, positions: Tensor | None) -> Iterator[None]:
-    """Within this block the last layer's feed-forward part adds nothing to positions other than `positions`.
+    """Within this block, on this thread, the last layer's feed-forward part adds nothing but at `positions`.
 
     positions: [R] of a single sequence, [1, N, H]; `None` changes nothing. A network without such a part, or one that
     is compiled or that something else has a hand in, runs as ever.
@@ -35,20 +45,21 @@ def feed_forward_at(network: Any, positions: Tensor | None) -> Iterator[None]:
         yield
         return
     before = vars(part).get("forward")
-    part.forward = _Sparse(part, positions)
+    mine = part.forward = _Sparse(part, positions, get_ident())
     try:
         yield
     finally:
-        del part.forward
-        if before is not None:
-            part.forward = before
+        if vars(part).get("forward") is mine:
+            vars(part).pop("forward", None)
+            if before is not None and before.is_ours:
+                part.forward = before
 
 
 def positions_of_feed_forward(network: Any) -> Tensor | None:
     """What `feed_forward_at` was told, within its block."""
     part = _last_feed_forward(network)
     found = None if part is None else vars(part).get("forward")
-    return found.positions if isinstance(found, _Sparse) else None
+    return found.positions if isinstance(found, _Sparse) and found.is_ours else None
 
 
 def _last_feed_forward(network: Any) -> nn.Module | None:

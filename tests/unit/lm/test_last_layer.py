@@ -1,5 +1,8 @@
 """The last layer's feed-forward part runs where somebody reads, and answers stay as they were."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -38,6 +41,31 @@ def test_only_the_last_layer_computes_less() -> None:
         states(model)
     states(model)
     assert widths == [7, 7, 2, 7, 7, 7]
+
+
+def test_other_threads_get_the_whole_layer_and_leave_nothing_behind() -> None:
+    model = tiny_llama()
+    whole = states(model)
+    with ThreadPoolExecutor(1) as pool:
+        with feed_forward_at(model.network, torch.tensor([0])):
+            torch.testing.assert_close(pool.submit(states, model).result(), whole, rtol=0, atol=0)
+            with feed_forward_at(model.network, READ):
+                torch.testing.assert_close(states(model), whole)
+            assert (states(model) != whole).any(), "only the first position is read here"
+        entered, may_leave = Event(), Event()
+
+        def stay() -> None:
+            with feed_forward_at(model.network, torch.tensor([0])):
+                entered.set()
+                may_leave.wait(30)
+
+        staying = pool.submit(stay)
+        assert entered.wait(30)
+        with feed_forward_at(model.network, READ):
+            may_leave.set()
+            staying.result()
+            torch.testing.assert_close(states(model), whole)
+    assert "forward" not in vars(model.network.base_model.layers[-1].mlp)
 
 
 def test_an_error_leaves_the_layer_as_it_was() -> None:
