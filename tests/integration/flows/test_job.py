@@ -15,7 +15,7 @@ from promptstore.errors import ConflictError, InvalidInputError, NotFoundError, 
 from promptstore.lm.frozen import FrozenModel
 from promptstore.store.ledger import Ledger
 from promptstore.store.payload import encode_payload
-from promptstore.testing.job_place import QUICK, JobPlace
+from promptstore.testing.job_place import FROM_TOKENS, QUICK, JobPlace
 from promptstore.tracking.mlflow_sink import connect
 from promptstore.tuning.evaluate import evaluate
 from promptstore.tuning.job import tune_tasks
@@ -161,7 +161,7 @@ def test_a_job_killed_in_its_fit_ends_as_if_nothing_had_happened(
 ) -> None:
     task = place.task("sst2")
     with pytest.raises(KeyboardInterrupt):
-        tune_tasks([task], job="job", tools=place.tools(model, "job", Killed(at=13)), overrides=QUICK)
+        tune_tasks([task], job="job", tools=place.tools(model, "job", Killed(at=13)), overrides=FROM_TOKENS)
     (result,) = place.tune(model, task).tasks
     client = connect(place.mlflow_uri)
     assert steps(client, str(result.mlflow_run), "train/loss") == list(range(1, 25))
@@ -216,10 +216,10 @@ def test_a_store_that_is_down_at_the_end_costs_nothing_but_another_try(
     tools = place.tools(model, "job")
     tools.store.ledger.__class__ = Unreachable
     with pytest.raises(StoreUnavailableError, match="is down"):
-        tune_tasks([task], job="job", tools=tools, overrides=QUICK)
+        tune_tasks([task], job="job", tools=tools, overrides=FROM_TOKENS)
     assert "tried again at the end" in caplog.text
     fits = Killed(at=1)
-    result = tune_tasks([task], job="job", tools=place.tools(model, "job", fits), overrides=QUICK)
+    result = tune_tasks([task], job="job", tools=place.tools(model, "job", fits), overrides=FROM_TOKENS)
     assert result.tasks[0].version == "sst2:1"
 
 
@@ -271,7 +271,8 @@ def test_a_prompt_that_diverges_says_why_and_the_others_go_on(model: FrozenModel
     np.save(place.folder / "huge.npy", np.full((8, model.hidden_size), 3e38, dtype=np.float32))
     bad = place.task_file("mood")
     bad.write_text(bad.read_text() + f'[tuning]\ninitialise = "file:{place.folder / "huge.npy"}"\n')
-    result = place.tune(model, read_task(bad), place.task("sst2"))
+    tasks = [read_task(bad), place.task("sst2")]
+    result = tune_tasks(tasks, job="job", tools=place.tools(model, "job"), overrides=QUICK)
     diverged, good = result.tasks
     assert diverged.version is None
     assert "learning rate" in str(diverged.failure)
@@ -298,7 +299,7 @@ def test_an_ensemble_is_fitted_judged_and_published_as_one_version(model: Frozen
     task, asked = place.task("sst2"), {"ensemble": 3, "combination": "vote"}
     tools = place.tools(model, "three", Killed(at=13))
     with pytest.raises(KeyboardInterrupt):
-        tune_tasks([task], job="three", tools=tools, overrides={**QUICK, **asked})
+        tune_tasks([task], job="three", tools=tools, overrides={**FROM_TOKENS, **asked})
     (result,) = place.tune(model, task, job="three", **asked).tasks
     pulled = place.store().pull("sst2:1", for_model=model.fingerprint)
     assert pulled.prompt.ensemble == pulled.manifest.payload.ensemble == Ensemble(3, "vote")
