@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 3
+# Images that tell Python to write no bytecode would compile the libraries anew in each of the processes started here.
+export PYTHONDONTWRITEBYTECODE :=
 STAMP := .venv/.setup-$(shell cat pyproject.toml requirements.lock 2>/dev/null | cksum | cut -d' ' -f1)
 
 # The GPU's tests and benchmark need torch, transformers, safetensors, numpy and pytest alone: any Python with these.

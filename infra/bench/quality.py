@@ -1,9 +1,11 @@
 """Accuracy against PEFT's prompt tuning, and the orderings of Lester et al. 2021, on real weights and text.
 
-About two hours on two quiet cores. What is finished is kept in build/quality-cells, so it can be stopped and go on;
-`python -m infra.bench.quality_table` shows what is there. Times are CPU seconds, so another load does not change them.
+Hours on two cores, minutes on a GPU. What is finished is kept in build/quality-cells, apart for every kind of device
+and dtype, so it can be stopped and go on; `python -m infra.bench.quality_table` shows what is there, and
+`python -m infra.bench.quality CELL…` computes the named cells alone.
 """
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +16,7 @@ from typing import Any
 from infra.bench.measurement import Measurement, measured
 from infra.bench.quality_runs import BUDGETS, LESTER_TASK, QualityRuns
 from infra.bench.tuning_cells import KeptCell
+from promptstore.lm.placement import choose_placement
 from promptstore.tuning.config import TuneConfig
 
 COMMAND = "make bench-quality"
@@ -25,11 +28,23 @@ SEARCHED = ("trec6", "sst2")
 Cell = dict[str, Any]
 
 
+def main() -> None:
+    """Compute the cells that are named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cells", nargs="+", metavar="CELL", choices=[each.name for each in planned()])
+    compute(parser.parse_args().cells)
+
+
 def measurements() -> list[Measurement]:
     """The rows of `make bench-quality`; computes the cells that are missing, the most telling ones first."""
-    runs = QualityRuns()
-    cells = {each.name: each.cell.get(partial(each.compute, runs)) for each in planned()}
+    cells = compute([each.name for each in planned()])
     return [*_against_peft(cells), _defaults(cells), *_orderings(cells["lester"])]
+
+
+def compute(names: Sequence[str]) -> dict[str, Cell]:
+    """The cells of these names."""
+    runs = QualityRuns()
+    return {each.name: each.cell.get(partial(each.compute, runs)) for each in planned() if each.name in names}
 
 
 def finished() -> dict[str, Cell]:
@@ -67,16 +82,23 @@ def _both(task: str) -> Iterator[Planned]:
 
 def _ours(name: str, task: str, compute: Callable[[QualityRuns], Cell]) -> Planned:
     """What was measured with other defaults is not mixed in."""
-    return Planned(name, KeptCell(CELLS / TuneConfig().digest[:12] / BUDGETS[task].name / f"{name}.json"), compute)
+    return Planned(name, _cell(TuneConfig().digest[:12], task, name), compute)
 
 
 def _peers(name: str, task: str, compute: Callable[[QualityRuns], Cell]) -> Planned:
     """Our defaults do not reach it."""
-    return Planned(name, KeptCell(CELLS / "peers" / BUDGETS[task].name / f"{name}.json"), compute)
+    return Planned(name, _cell("peers", task, name), compute)
+
+
+def _cell(settings: str, task: str, name: str) -> KeptCell:
+    """Accuracy is of a dtype, and seconds are of a device."""
+    place = choose_placement("auto", "auto")
+    folder = f"{place.device.type}-{str(place.dtype).removeprefix('torch.')}"
+    return KeptCell(CELLS / folder / settings / BUDGETS[task].name / f"{name}.json")
 
 
 def time_to(course: Sequence[Sequence[float]], accuracy: float) -> float:
-    """CPU seconds of fitting until the accuracy was reached; three times the whole fit, if it never was."""
+    """Seconds of fitting until the accuracy was reached; three times the whole fit, if it never was."""
     return next((at for at, value in course if value >= accuracy), 3 * max(at for at, _ in course))
 
 
@@ -87,7 +109,7 @@ def _against_peft(cells: dict[str, Cell]) -> list[Measurement]:
         peft = [cells[f"{task}-peft-{seed}"] for seed in SEEDS]
         theirs = [cell["accuracy"] for cell in peft]
         advantages.append(mean(ours) - mean(theirs))
-        ratios.append(time_to(cells[f"{task}-course"]["course"], mean(theirs)) / mean(cell["cpu_s"] for cell in peft))
+        ratios.append(time_to(cells[f"{task}-course"]["course"], mean(theirs)) / mean(cell["seconds"] for cell in peft))
         rows += [
             _row(f"{task}: untuned accuracy", cells[f"{task}-untuned"]["accuracy"]),
             _row(f"{task}: ours, mean of three seeds", mean(ours)),
@@ -99,7 +121,7 @@ def _against_peft(cells: dict[str, Cell]) -> list[Measurement]:
     return [
         *rows,
         _row("ours - PEFT, mean of the tasks", mean(advantages), ">= 0.02"),
-        _row("CPU time to PEFT's final accuracy / PEFT's, mean of the tasks", mean(ratios), "<= 0.3333"),
+        _row("time to PEFT's final accuracy / PEFT's, mean of the tasks", mean(ratios), "<= 0.3333"),
     ]
 
 
@@ -126,3 +148,7 @@ def _orderings(cell: Cell) -> list[Measurement]:
 def _row(name: str, value: float, target: str = "") -> Measurement:
     unit = "x" if " / " in name else "accuracy"
     return measured(f"quality, {name}", value, unit, target=target, command=COMMAND)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ def main() -> None:
 def against_peft(cells: dict[str, Cell]) -> list[str]:
     """A row for each task, a dash where nothing is measured yet."""
     lines = [
-        "| task | untuned | PEFT | ours | ours - PEFT | best of a search | CPU time to PEFT's accuracy / PEFT's |",
+        "| task | untuned | PEFT | ours | ours - PEFT | best of a search | time to PEFT's accuracy / PEFT's |",
         "|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
@@ -24,7 +24,7 @@ def against_peft(cells: dict[str, Cell]) -> list[str]:
         advantage = f"{mean(ours) - mean(theirs):+.3f}" if ours and theirs else "-"
         ratio = "-"
         if theirs and (course := cells.get(f"{task}-course")):
-            ratio = f"{time_to(course['course'], mean(theirs)) / mean(cell['cpu_s'] for cell in peft):.2f}"
+            ratio = f"{time_to(course['course'], mean(theirs)) / mean(cell['seconds'] for cell in peft):.2f}"
         untuned, found = (_one(cells.get(f"{task}-{name}")) for name in ("untuned", "search"))
         lines.append(f"| {task} | {untuned} | {spread(theirs)} | {spread(ours)} | {advantage} | {found} | {ratio} |")
     return lines
