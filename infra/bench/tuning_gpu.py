@@ -94,7 +94,10 @@ def _one_prompt(size: str, model: FrozenModel, device: torch.device, *, can_comp
             peft = _peft(size, device, tokens)
             yield Row(f"{name}: PEFT, plain loop", peft, "examples/s")
             yield Row(f"{name}: ours / PEFT", ours.examples_per_s / peft, "x", ">= 2" if tokens == 100 else "")
-    plain = _ours(model, prompts=1, tokens=100)
+    plain = _ours(model, prompts=1, tokens=100, compiled=False)
+    yield Row(f"{name}: ours, nothing compiled, as in a short fit", plain.examples_per_s, "examples/s")
+    if importlib.util.find_spec("peft") is not None:
+        yield Row(f"{name}: ours, nothing compiled / PEFT", plain.examples_per_s / _peft(size, device, tokens), "x")
     yield Row(f"{name}: compiled / not compiled", ours.examples_per_s / plain.examples_per_s, "x")
 
 
@@ -120,7 +123,7 @@ class Rate:
     first_s: float
 
 
-def _ours(model: FrozenModel, *, prompts: int, tokens: int, compiled: bool = False) -> Rate:
+def _ours(model: FrozenModel, *, prompts: int, tokens: int, compiled: bool) -> Rate:
     config = TuneConfig(
         num_virtual_tokens=tokens,
         steps=STEPS,

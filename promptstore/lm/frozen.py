@@ -10,6 +10,7 @@ from torch import Tensor
 
 from promptstore.core.fingerprint import BaseModelFingerprint
 from promptstore.errors import InvalidInputError
+from promptstore.lm.attention import attention_of_any_shape
 from promptstore.lm.head import OutputHead, read_head
 
 # Published and own logits may differ by rounding in the model's dtype, never by a factor or a missing term.
@@ -89,6 +90,11 @@ class FrozenModel:
             embedded: Tensor = self.network.get_input_embeddings()(ids)
         return embedded
 
+    def run(self, **inputs: Any) -> Any:
+        """What the network says below its head, in transformers' form; inputs are those of the architecture."""
+        with attention_of_any_shape(self.device):
+            return self.network.base_model(**inputs, return_dict=True)
+
     def weights_digest_now(self) -> str:
         """SHA-256 over every byte of the live parameters and buffers: if a fit changes it, the base moved."""
         digest = hashlib.sha256()
@@ -117,9 +123,7 @@ def final_hidden(
 ) -> Tensor:
     """Last hidden states [B, S, H] of a decoder-only network, after its final norm. inputs_embeds: [B, S, H]."""
     extra = {"position_ids": position_ids} if model.takes_positions and position_ids is not None else {}
-    outputs = model.network.base_model(
-        inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False, return_dict=True, **extra
-    )
+    outputs = model.run(inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False, **extra)
     hidden: Tensor = outputs.last_hidden_state
     return hidden
 
@@ -131,16 +135,17 @@ def final_decoder_hidden(
 
     Padding of `decoder_ids` on the right needs no mask: the decoder is causal.
     """
-    encoded = model.network.get_encoder()(
-        inputs_embeds=inputs_embeds, attention_mask=attention_mask, return_dict=True
-    ).last_hidden_state
-    outputs = model.network.get_decoder()(
-        input_ids=decoder_ids,
-        encoder_hidden_states=encoded,
-        encoder_attention_mask=attention_mask,
-        use_cache=False,
-        return_dict=True,
-    )
+    with attention_of_any_shape(model.device):
+        encoded = model.network.get_encoder()(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, return_dict=True
+        ).last_hidden_state
+        outputs = model.network.get_decoder()(
+            input_ids=decoder_ids,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=attention_mask,
+            use_cache=False,
+            return_dict=True,
+        )
     hidden: Tensor = outputs.last_hidden_state
     return hidden
 

@@ -45,7 +45,7 @@ def compute_keys_values(model: FrozenModel, prompt: Tensor, prefix_ids: Sequence
         embedded = torch.cat([embedded, model.embed(torch.tensor([list(prefix_ids)], device=model.device))], dim=1)
     length = int(embedded.shape[1])
     cache = DynamicCache()
-    model.network.base_model(
+    model.run(
         inputs_embeds=embedded,
         attention_mask=torch.ones((1, length), dtype=torch.long, device=model.device),
         past_key_values=cache,
@@ -96,7 +96,7 @@ class BatchCache:
             ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
             mask[row, start - left : self.end - left + lengths[row]] = 1
         positions = _row_positions([self.end - start for start in self.starts], lengths)
-        outputs = model.network.base_model(
+        outputs = model.run(
             **_with_suffixes(model, ids.to(model.device), inputs, suffixes),
             attention_mask=mask.to(model.device),
             past_key_values=self._as_transformers(left),

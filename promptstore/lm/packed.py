@@ -96,7 +96,7 @@ def run_packed(
     extra = {"position_ids": torch.cat(positions)[None].to(model.device)} if model.takes_positions else {}
     last = torch.tensor([stop - 1 for _, stop in edges], device=model.device)
     with feed_forward_at(model.network, last):
-        outputs = model.network.base_model(
+        outputs = model.run(
             **_read(model, inputs, suffixes),
             # Four dimensions: taken as it is, so that no mask is made; attention makes its own.
             attention_mask=torch.zeros((1, 1, 1, 1), device=model.device, dtype=model.dtype),

@@ -8,7 +8,6 @@ for.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +16,9 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptstore.lm.frozen import FrozenModel
-from promptstore.tuning.fused_attention import IMPLEMENTATION, Masks, Span, attend, block_masks, lay_end_to_end
+from promptstore.tuning.fused_attention import IMPLEMENTATION, Span, attend, block_masks, lay_end_to_end
 from promptstore.tuning.packed_rows import attention_named
-from promptstore.tuning.passes import Group, Item
+from promptstore.tuning.passes import Group, Item, OpenPass
 
 
 def may_fuse(model: FrozenModel) -> bool:
@@ -56,12 +55,14 @@ class _Sequence:
 class FusedPasses:
     """For decoder-only models on one GPU whose architecture the packed way takes."""
 
+    is_compiled = True
+
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
         layers = [each for each in model.network.modules() if isinstance(each, GradientCheckpointingLayer)]
         self._compiled = {layer: torch.compile(layer._call_impl, dynamic=True) for layer in layers}  # noqa: SLF001
 
-    def open(self, groups: Sequence[Group]) -> "_FusedPass":
+    def open(self, groups: Sequence[Group], in_parts: OpenPass) -> OpenPass:  # noqa: ARG002 - parts cost no more
         return _FusedPass(self, self._model, groups)
 
     @contextmanager
@@ -77,9 +78,10 @@ class FusedPasses:
                 layer._compiled_call_impl = None  # noqa: SLF001
 
 
-class _FusedPass:
-    def __init__(self, passes: FusedPasses, model: FrozenModel, groups: Sequence[Group]) -> None:
-        self._passes = passes
+class SequencePass:
+    """What the compiled way and the plain one (`promptstore.tuning.grouped`) have in common."""
+
+    def __init__(self, model: FrozenModel, groups: Sequence[Group]) -> None:
         self._model = model
         self._groups = groups
 
@@ -95,7 +97,7 @@ class _FusedPass:
             of_group.setdefault(item.group, []).append(at)
         rows = [item.example.tokens[len(self._groups[item.group].prefix_ids) :] for item in items]
         lengths = [[self._groups[group].length, *(len(rows[at]) for at in own)] for group, own in of_group.items()]
-        starts, size = lay_end_to_end(lengths)
+        starts, size = self._lay(lengths)
         sequence, ends = _Sequence([0] * size), [0] * len(items)
         for (at_group, own), (first, *places) in zip(of_group.items(), starts, strict=True):
             group = self._groups[at_group]
@@ -124,15 +126,34 @@ class _FusedPass:
             places = torch.tensor(sequence.virtual, device=model.device)
             embedded = embedded.index_copy(1, places, torch.cat(sequence.prompts)[None].to(embedded.dtype))
         window = getattr(model.network.config.get_text_config(), "sliding_window", None)
-        masks = block_masks(sequence.spans, size, sorted({None, window}, key=str), model.device)
-        return self._forward(embedded, known[1:], masks)
+        windows = sorted({None, window}, key=str)
+        return self._forward(embedded, known[1:], sequence.spans, windows)
 
-    def _forward(self, embedded: Tensor, positions: Tensor, masks: Masks) -> Tensor:
+    def _lay(self, lengths: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
+        """Starts of every group's spans, by their lengths; and how many positions there are."""
+        raise NotImplementedError
+
+    def _forward(
+        self, embedded: Tensor, positions: Tensor, spans: Sequence[Span], windows: Sequence[int | None]
+    ) -> Tensor:
+        """Last hidden states [N, H]. embedded: [1, N, H]. positions: [1, N]."""
+        raise NotImplementedError
+
+
+class _FusedPass(SequencePass):
+    def __init__(self, passes: FusedPasses, model: FrozenModel, groups: Sequence[Group]) -> None:
+        super().__init__(model, groups)
+        self._passes = passes
+
+    def _lay(self, lengths: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
+        return lay_end_to_end(lengths)
+
+    def _forward(
+        self, embedded: Tensor, positions: Tensor, spans: Sequence[Span], windows: Sequence[int | None]
+    ) -> Tensor:
+        masks = block_masks(spans, positions.shape[1], windows, self._model.device)
         AttentionInterface.register(IMPLEMENTATION, attend)
-        network: Any = self._model.network
-        with attention_named(network, IMPLEMENTATION), self._passes.compiled_layers():
-            outputs = network.base_model(
-                inputs_embeds=embedded, position_ids=positions, use_cache=False, return_dict=True, masks=masks
-            )
+        with attention_named(self._model.network, IMPLEMENTATION), self._passes.compiled_layers():
+            outputs = self._model.run(inputs_embeds=embedded, position_ids=positions, use_cache=False, masks=masks)
         hidden: Tensor = outputs.last_hidden_state[0]
         return hidden

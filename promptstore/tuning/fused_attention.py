@@ -70,7 +70,7 @@ def block_masks(
             counts,
             blocks,
             BLOCK_SIZE=BLOCK,
-            mask_mod=_visible(torch.from_numpy(_ranges(spans, size, window)).to(device)),
+            mask_mod=_visible(torch.from_numpy(ranges_of(spans, size, window)).to(device)),
             seq_lengths=(size, size),
         )
         for window in windows
@@ -121,7 +121,7 @@ def _compiled() -> Callable[..., Tensor]:
     return compiled
 
 
-def _ranges(spans: Sequence[Span], size: int, window: int | None) -> Ints:
+def ranges_of(spans: Sequence[Span], size: int, window: int | None) -> Ints:
     """For each token its first visible key of its own span, and first and end of those of the span before: [3, N].
 
     Looked up by query alone, for a kernel asks it of every pair. What fills a block sees itself.
@@ -140,7 +140,7 @@ def _ranges(spans: Sequence[Span], size: int, window: int | None) -> Ints:
 
 
 def _visible(ranges: Tensor) -> Visible:
-    """ranges: [3, N], as `_ranges` gives them."""
+    """ranges: [3, N], as `ranges_of` gives them."""
     first, above, end = ranges
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Any:

@@ -16,7 +16,8 @@ from torch import Tensor
 from promptstore.lm.frozen import FrozenModel
 from promptstore.tuning.after import AfterPass, BothPasses, KeptInputs
 from promptstore.tuning.examples import Example
-from promptstore.tuning.fused import FusedPasses
+from promptstore.tuning.fused import FusedPasses, may_fuse
+from promptstore.tuning.grouped import GroupedPasses
 from promptstore.tuning.packed_attention import Packing
 from promptstore.tuning.packed_rows import Layers, answer_places, packing_of, run_rows
 from promptstore.tuning.padded import PaddedPasses
@@ -36,14 +37,15 @@ class PackedPasses:
     While a pass computes, the network's attention is switched to ours: nobody else may run it at that moment.
     """
 
-    def __init__(self, model: FrozenModel, *, is_fused: bool = False) -> None:
+    def __init__(self, model: FrozenModel, one_sequence: FusedPasses | GroupedPasses | None = None) -> None:
+        """one_sequence: the way of steps that take gradients; what takes none has rows enough to be packed."""
         self._model = model
-        self._fused = FusedPasses(model) if is_fused else None
+        self._one_sequence = one_sequence
         self._kept = KeptInputs(model)
 
     @property
     def is_compiled(self) -> bool:
-        return self._fused is not None
+        return self._one_sequence is not None and self._one_sequence.is_compiled
 
     def open(self, groups: Sequence[Group]) -> OpenPass:
         if not any(group.is_after for group in groups):
@@ -53,22 +55,26 @@ class PackedPasses:
         return BothPasses(groups, self._open(before), AfterPass(self._model, groups, self._kept))
 
     def _open(self, groups: Sequence[Group]) -> OpenPass:
-        # What takes no gradient is run too seldom to be compiled a second time.
-        is_fused = self._fused is not None and torch.is_grad_enabled()
-        return self._fused.open(groups) if self._fused and is_fused else _PackedPass(self._model, groups)
+        packed = _PackedPass(self._model, groups)
+        if self._one_sequence is None or not torch.is_grad_enabled():
+            return packed
+        return self._one_sequence.open(groups, packed)
 
 
 def choose_passes(model: FrozenModel, *, is_fused: bool = False) -> Passes:
     """The packed way if the architecture takes it, shown by equal results on a few rows; else the padded one.
 
     is_fused: gradients go through compiled layers with one kernel of attention, if that gives equal results too.
+    Without it, on a GPU, small steps go through one sequence for each prompt, on the same condition.
     """
     if not _takes_packed(model):
         return PaddedPasses(model)
     if is_fused:
-        if _agree(model, fused := PackedPasses(model, is_fused=True)):
+        if _agree(model, fused := PackedPasses(model, FusedPasses(model))):
             return fused
         log.warning("compiled layers are not used: they fail on this model, or give other numbers than plain ones")
+    if may_fuse(model) and _agree(model, grouped := PackedPasses(model, GroupedPasses(model))):
+        return grouped
     return PackedPasses(model)
 
 
@@ -175,7 +181,7 @@ def _agree(model: FrozenModel, packed: Passes) -> bool:
     with torch.no_grad():
         expected = PaddedPasses(model).open(groups).states(items).float()
     try:
-        found = packed.open(groups).states(items).detach().float()
+        found = packed.open(groups).states(items, is_whole=torch.is_grad_enabled()).detach().float()
     except (TypeError, KeyError, AttributeError, ValueError, RuntimeError):
         return False  # an architecture that calls attention in a way of its own
     distance = float((found - expected).norm() / expected.norm())

@@ -117,12 +117,14 @@ def _attend(
     elif packing.prefix_keys:
         keys = _behind(packing.prefix_keys[layer], packing.groups, keys)
         values = _behind(packing.prefix_values[layer], packing.groups, values)
-    bias = packing.bias(window, query.dtype)
-    if query.device.type == "cpu" or softcap is not None:
-        mixed = _by_products(queries, keys, values, bias, scale, softcap)
-    else:
-        mixed = _fused(queries, keys, values, bias, scale)
-    return packing.gather(mixed)
+    return packing.gather(mix(queries, keys, values, packing.bias(window, query.dtype), scale, softcap))
+
+
+def mix(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """Attention [R, heads, T, D] with a bias [R, 1, T, S] for every pair, by what is fastest on the device."""
+    if queries.device.type == "cpu" or softcap is not None:
+        return _by_products(queries, keys, values, bias, scale, softcap)
+    return _fused(queries, keys, values, bias, scale)
 
 
 def _behind(shared: Tensor, groups: Tensor, own: Tensor) -> Tensor:

@@ -52,9 +52,7 @@ def run_rows(model: FrozenModel, embedded: Tensor, packing: Packing, read: Seque
     places = torch.tensor(read, dtype=torch.long, device=model.device) + len(positions) - len(packing.positions)
     AttentionInterface.register(IMPLEMENTATION, attend)
     with attention_named(model.network, IMPLEMENTATION), feed_forward_at(model.network, places):
-        outputs = model.network.base_model(
-            inputs_embeds=embedded, position_ids=positions[None], use_cache=False, return_dict=True, packing=packing
-        )
+        outputs = model.run(inputs_embeds=embedded, position_ids=positions[None], use_cache=False, packing=packing)
     hidden: Tensor = outputs.last_hidden_state[0]
     return hidden.index_select(0, places.to(hidden.device))
 

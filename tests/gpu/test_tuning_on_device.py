@@ -15,6 +15,8 @@ from promptstore.tuning.compiled import missing_compiler
 from promptstore.tuning.events import FitFinished, StepReport
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fit import FitOptions, fit
+from promptstore.tuning.fused import FusedPasses
+from promptstore.tuning.grouped import GroupedPasses
 from promptstore.tuning.initialise import initialise
 from promptstore.tuning.packed import PackedPasses, choose_passes
 from promptstore.tuning.padded import PaddedPasses
@@ -61,20 +63,31 @@ def test_fused_gradients_are_padded_gradients(
     make: MakeModel, dtype: torch.dtype, tolerance: float, is_whole: bool
 ) -> None:
     model = on_device(make, dtype)
-    fused = gradients(model, PackedPasses(model, is_fused=True), is_whole=is_whole)
+    fused = gradients(model, PackedPasses(model, FusedPasses(model)), is_whole=is_whole)
     for ours, theirs in zip(fused, gradients(model, PaddedPasses(model)), strict=True):
         assert float((ours - theirs).norm()) < tolerance * float(theirs.norm())
 
 
-@pytest.mark.parametrize("is_fused", [False, pytest.param(True, marks=NEEDS_KERNEL)])
+@pytest.mark.parametrize("make", DECODERS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.15)])
+def test_grouped_gradients_are_padded_gradients(make: MakeModel, dtype: torch.dtype, tolerance: float) -> None:
+    model = on_device(make, dtype)
+    grouped = gradients(model, PackedPasses(model, GroupedPasses(model)), is_whole=True)
+    for ours, theirs in zip(grouped, gradients(model, PaddedPasses(model)), strict=True):
+        assert float((ours - theirs).norm()) < tolerance * float(theirs.norm())
+
+
+@pytest.mark.parametrize("way", [None, GroupedPasses, pytest.param(FusedPasses, marks=NEEDS_KERNEL)])
 @pytest.mark.parametrize("is_whole", [True, False])
-def test_numbers_that_are_none_stay_with_their_prompt(is_fused: bool, is_whole: bool) -> None:
+def test_numbers_that_are_none_stay_with_their_prompt(
+    way: Callable[[FrozenModel], FusedPasses | GroupedPasses] | None, is_whole: bool
+) -> None:
     model = on_device(tiny_llama)
     healthy, broken = (torch.randn(n, 64, device=DEVICE).requires_grad_() for n in (4, 9))
     with torch.no_grad():
         broken.fill_(torch.nan)
     items = [Item(at % 2, Example((5, 6, 7 + at), (11,), 0)) for at in range(9)]
-    open_pass = PackedPasses(model, is_fused=is_fused).open([Group(healthy), Group(broken)])
+    open_pass = PackedPasses(model, way(model) if way else None).open([Group(healthy), Group(broken)])
     losses = answer_losses(model, open_pass.states(items, is_whole=is_whole), items, [(11, 42)] * 2)
     torch.autograd.backward(losses.sum())
     open_pass.close()

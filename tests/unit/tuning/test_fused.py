@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 from promptstore.lm.frozen import FrozenModel
 from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama
 from promptstore.tuning import fused_attention
+from promptstore.tuning.fused import FusedPasses
 from promptstore.tuning.fused_attention import BLOCK, Span, block_masks, lay_end_to_end
 from promptstore.tuning.packed import PackedPasses
 from promptstore.tuning.padded import PaddedPasses
@@ -49,7 +50,7 @@ def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fused_is_padded(make: MakeModel, limit: int) -> None:
     model = make()
     losses, gradients = run(model, PaddedPasses(model), items_of())
-    fused_losses, fused_gradients = run(model, PackedPasses(model, is_fused=True), items_of(), limit)
+    fused_losses, fused_gradients = run(model, PackedPasses(model, FusedPasses(model)), items_of(), limit)
 
     torch.testing.assert_close(fused_losses, losses, atol=2e-4, rtol=0)
     for ours, theirs in zip(fused_gradients, gradients, strict=True):
@@ -104,7 +105,7 @@ def test_numbers_that_are_none_stay_in_their_group() -> None:
     with torch.no_grad():
         broken.fill_(torch.nan)
     items = [Item(at % 2, item.example) for at, item in enumerate(items_of())]
-    open_pass = PackedPasses(model, is_fused=True).open([Group(healthy), Group(broken)])
+    open_pass = PackedPasses(model, FusedPasses(model)).open([Group(healthy), Group(broken)])
     torch.autograd.backward(open_pass.states(items, is_whole=True).square().sum())
     open_pass.close()
     assert healthy.grad is not None
