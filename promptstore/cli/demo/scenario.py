@@ -34,7 +34,7 @@ FIRST_VERSION = {"loss": "labels", "warmup_steps": 4, "evaluate_every": 20}
 STEPS, SECOND_STEPS = {"steps": 40, "batch_size": 16}, {"steps": 10, "batch_size": 16}
 # These look once, at their end: there is no step to choose, so few rows will do. The held-out ones are others.
 QUICK = {"batch_size": 8, "max_validation_rows": 16}
-QUICK_STEPS, QUICK_SECOND_STEPS = {"steps": 16, "learning_rate": 0.05, **QUICK}, {"steps": 4, **QUICK}
+QUICK_STEPS, QUICK_SECOND_STEPS = {"steps": 24, "learning_rate": 0.02, **QUICK}, {"steps": 4, **QUICK}
 
 
 def run_demo(folder: Path, *, quick: bool, model: str | None) -> DemoReport:
