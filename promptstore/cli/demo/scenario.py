@@ -27,7 +27,7 @@ TEXTS = (
     "omg can't believe it's friday already :)",
 )
 # What the second version changes: it goes on from the first one, gently.
-SECOND_VERSION = {"learning_rate": 0.003, "loss": "labels", "warmup_steps": 0, "evaluate_every": 10, "seed": 1}
+SECOND_VERSION = {"learning_rate": 0.001, "loss": "labels", "warmup_steps": 0, "evaluate_every": 10, "seed": 1}
 # Few rows, because a CPU without bfloat16 fits seven a second, and a loss that begins faster than the default one. From
 # the vocabulary at a rate of 0.1 one run in two lost what the bare model knows (sentiment: 0.63 in bfloat16).
 FIRST_VERSION = {"loss": "labels", "warmup_steps": 4, "evaluate_every": 20}
