@@ -101,11 +101,16 @@ def dense(mask: BlockMask) -> Tensor:
 
 def test_numbers_that_are_none_stay_in_their_group() -> None:
     model = tiny_llama()
+    require_isolation(model, PackedPasses(model, FusedPasses(model)))
+
+
+def require_isolation(model: FrozenModel, passes: Passes) -> None:
+    """A prompt whose numbers are none gives another of the same pass none."""
     healthy, broken = (torch.randn(4, model.hidden_size).requires_grad_() for _ in range(2))
     with torch.no_grad():
         broken.fill_(torch.nan)
     items = [Item(at % 2, item.example) for at, item in enumerate(items_of())]
-    open_pass = PackedPasses(model, FusedPasses(model)).open([Group(healthy), Group(broken)])
+    open_pass = passes.open([Group(healthy), Group(broken)])
     torch.autograd.backward(open_pass.states(items, is_whole=True).square().sum())
     open_pass.close()
     assert healthy.grad is not None

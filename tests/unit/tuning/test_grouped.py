@@ -13,6 +13,7 @@ from promptstore.tuning.grouped import GroupedPasses
 from promptstore.tuning.packed import PackedPasses, choose_passes
 from promptstore.tuning.padded import PaddedPasses
 from promptstore.tuning.passes import Group, Item, Passes
+from tests.unit.tuning.test_fused import require_isolation
 from tests.unit.tuning.test_passes import PREFIXES, items_of, prompts_of
 
 MakeModel = Callable[[], FrozenModel]
@@ -75,17 +76,7 @@ def test_parts_of_a_step_and_passes_without_gradients_are_packed(calls: list[int
 
 def test_numbers_that_are_none_stay_in_their_group() -> None:
     model = tiny_llama()
-    healthy, broken = (torch.randn(4, model.hidden_size).requires_grad_() for _ in range(2))
-    with torch.no_grad():
-        broken.fill_(torch.nan)
-    items = [Item(at % 2, item.example) for at, item in enumerate(items_of())]
-    open_pass = PackedPasses(model, GroupedPasses(model)).open([Group(healthy), Group(broken)])
-    torch.autograd.backward(open_pass.states(items, is_whole=True).square().sum())
-    open_pass.close()
-    assert healthy.grad is not None
-    assert broken.grad is not None
-    assert bool(healthy.grad.isfinite().all())
-    assert bool(broken.grad.isnan().any())
+    require_isolation(model, PackedPasses(model, GroupedPasses(model)))
 
 
 @pytest.mark.parametrize("make", DECODERS)
