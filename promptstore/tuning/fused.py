@@ -5,6 +5,7 @@ groups as far as they go. Half as many kernels are launched as by two passes, an
 for.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ class FusedPasses:
                 layer._compiled_call_impl = None  # noqa: SLF001
 
 
-class SequencePass:
+class SequencePass(ABC):
     """What the compiled way and the plain one (`promptstore.tuning.grouped`) have in common."""
 
     def __init__(self, model: FrozenModel, groups: Sequence[Group]) -> None:
@@ -112,8 +113,6 @@ class SequencePass:
         hidden = self._run(sequence)
         return hidden.index_select(0, torch.tensor(answers, device=hidden.device))
 
-    def close(self) -> None: ...
-
     def _run(self, sequence: _Sequence) -> Tensor:
         """Last hidden states [N, H]."""
         model, size = self._model, len(sequence.ids)
@@ -129,21 +128,23 @@ class SequencePass:
         windows = sorted({None, window}, key=str)
         return self._forward(embedded, known[1:], sequence.spans, windows)
 
+    @abstractmethod
     def _lay(self, lengths: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
         """Starts of every group's spans, by their lengths; and how many positions there are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forward(
         self, embedded: Tensor, positions: Tensor, spans: Sequence[Span], windows: Sequence[int | None]
     ) -> Tensor:
         """Last hidden states [N, H]. embedded: [1, N, H]. positions: [1, N]."""
-        raise NotImplementedError
 
 
 class _FusedPass(SequencePass):
     def __init__(self, passes: FusedPasses, model: FrozenModel, groups: Sequence[Group]) -> None:
         super().__init__(model, groups)
         self._passes = passes
+
+    def close(self) -> None: ...
 
     def _lay(self, lengths: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
         return lay_end_to_end(lengths)
