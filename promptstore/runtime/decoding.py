@@ -10,6 +10,9 @@ from promptstore.runtime.cached import CachedDecoding, PackedDecoding
 from promptstore.runtime.recomputed import RecomputedDecoding
 from promptstore.runtime.row import Decoding, PreparedPrompt, Row
 
+# Ordinary text: behind tokens that mean nothing to a model, a bf16 network amplifies rounding into another answer.
+TRIAL_TEXT = "Which of the two films is better, and what do people who saw both of them say about it?"
+TRIAL_TOKENS = 16
 # Relative to the states' length. A row with its prompt, mask or positions displaced is off by more than half.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 
@@ -56,9 +59,9 @@ def _problem(model: FrozenModel, fast: Decoding, plain: Decoding) -> str:
 
 def _difference(model: FrozenModel, fast: Decoding, plain: Decoding) -> float:
     """How far apart the two ways are on a mixed batch and one step behind it, relative to the states' length."""
-    tokens = [3, 5, 7, 11, 13, 17, 19]
-    table = model.embeddings
-    prompts = [table[torch.tensor(ids, device=model.device)].detach() for ids in ([3, 4, 5, 6, 7, 8, 9], [11, 2])]
+    ids = _trial_ids(model)
+    tokens, written = ids[:7], torch.tensor(ids[7:16], device=model.device)
+    prompts = [model.embeddings[part].detach() for part in (written[:7], written[7:])]
     states: list[Tensor] = []
     for decoding in (fast, plain):
         ready: list[PreparedPrompt] = [decoding.prepare(prompt, (tokens[0],)) for prompt in prompts]
@@ -67,5 +70,13 @@ def _difference(model: FrozenModel, fast: Decoding, plain: Decoding) -> float:
         first = rows.join(
             [Row(ready[0], tokens[:2]), Row(ready[1], tokens), Row(after, tokens[:4]), Row(ready[1], tokens[1:4])]
         )
-        states.append(torch.cat([first, rows.step([4, 5, 8, 6])]).float())
+        states.append(torch.cat([first, rows.step([tokens[at] for at in (2, 3, 5, 4)])]).float())
     return float((states[0] - states[1]).norm(dim=1).div(states[1].norm(dim=1)).max())
+
+
+def _trial_ids(model: FrozenModel) -> list[int]:
+    """Sixteen tokens of ordinary text; of a vocabulary that has no words for it, some from all over."""
+    ids: list[int] = model.tokenizer(TRIAL_TEXT, add_special_tokens=False)["input_ids"]
+    if len(set(ids[:TRIAL_TOKENS])) > TRIAL_TOKENS // 2:
+        return ids[:TRIAL_TOKENS]
+    return [model.vocabulary_size * (1 + at) // (TRIAL_TOKENS + 2) for at in range(TRIAL_TOKENS)]

@@ -207,9 +207,22 @@ def _lay_out(live: LiveServer, decoding: Decoding) -> None:
     scheduler.call(replace_decoding).result()
 
 
-def test_smollm2_is_served_with_prompt_keys_and_values_and_packed_inputs(model: FrozenModel) -> None:
-    decoding, reason = choose_decoding(model)
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def model_in(request: pytest.FixtureRequest) -> FrozenModel:
+    cache = load_settings().cache_dir
+    return open_model("asset:smollm2-135m", cache_dir=cache, device="cpu", dtype=str(request.param))
+
+
+def test_smollm2_is_served_with_prompt_keys_and_values_and_packed_inputs(model_in: FrozenModel) -> None:
+    decoding, reason = choose_decoding(model_in)
     assert isinstance(decoding, PackedDecoding), reason
+
+
+def test_a_broken_layout_is_not_chosen(model_in: FrozenModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promptstore.runtime.decoding.PackedDecoding", NeighboursPrompt)
+    monkeypatch.setattr("promptstore.runtime.decoding.CachedDecoding", PaddingCounted)
+    decoding, reason = choose_decoding(model_in)
+    assert isinstance(decoding, RecomputedDecoding), reason
 
 
 @pytest.mark.parametrize(("layout", "seed"), [(PackedDecoding, 0), (CachedDecoding, 2)])
