@@ -105,7 +105,7 @@ class QualityRuns:
         run = train_with_peft(self._folder, self._model, TASKS[task], train(task), settings, budget.steps)
         prompt = SoftPrompt(run.prompt, self._model.fingerprint)
         accuracy = evaluate(self._model, TASKS[task], prompt, held_out(task)).value
-        return {"accuracy": accuracy, "seconds": run.cpu_s if self._is_on_cpu else sum(run.step_s)}
+        return {"accuracy": accuracy, "seconds": sum(run.step_cpu_s if self._is_on_cpu else run.step_s)}
 
     def search(self, task: str) -> dict[str, Any]:
         found = search(self._model, candidates(job(task, "search")))

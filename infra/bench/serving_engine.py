@@ -26,7 +26,7 @@ from infra.bench.serving_traffic import (
 from promptstore.lm.frozen import FrozenModel
 from promptstore.objects.local import LocalObjectStore
 from promptstore.runtime.job import ScoreJob
-from promptstore.runtime.queue import JobQueue
+from promptstore.runtime.queue import BatchLimits, JobQueue
 from promptstore.serving.loaded import load_prompt
 from promptstore.store.cache import PromptCache
 from promptstore.store.prompt_store import PromptStore
@@ -42,7 +42,7 @@ Queued = tuple[JobQueue[ScoreJob], Sequence[Answer]]
 
 
 def mixed_traffic(dtype: str, num_virtual_tokens: int, targets: tuple[str, str]) -> list[Measurement]:
-    """Requests per CPU second: PEFT one by one, PEFT in batches of one prompt, the engine in mixed batches."""
+    """Requests per CPU second: PEFT one by one, PEFT in batches of one prompt, the engine in its own mixed batches."""
     model, peer = bench_model(dtype), bench_model(dtype)
     traffic = Traffic(model, num_virtual_tokens)
     rig = traffic.rig(model)
@@ -52,7 +52,7 @@ def mixed_traffic(dtype: str, num_virtual_tokens: int, targets: tuple[str, str])
     seconds = _by_turns(
         lambda turn: _one_by_one(peft, groups[turn::TURNS]),
         lambda turn: _per_prompt(peft, groups[turn::TURNS]),
-        lambda turn: score_all(rig, traffic.requests[turn::TURNS], traffic.labels),
+        lambda turn: score_all(rig, traffic.requests[turn::TURNS], traffic.labels, BatchLimits()),
     )
     one, per_prompt, ours = (1 / each for each in seconds)
     name = f"serving, {dtype}, {num_virtual_tokens} virtual tokens, {PROMPTS} prompts mixed"
@@ -115,11 +115,11 @@ def cold_prompt(model: FrozenModel, num_virtual_tokens: int = 100) -> list[Measu
     return [measured(name, median(spent_ms), "ms", target="< 50", command=COMMAND)]
 
 
-def score_all(rig: EngineRig, requests: Sequence[Request], labels: Sequence[int]) -> int:
+def score_all(rig: EngineRig, requests: Sequence[Request], labels: Sequence[int], limits: BatchLimits = LIMITS) -> int:
     """Answers `requests`, all of which wait from the start; returns how many they are."""
     queue, answers = queue_all(rig, requests, labels)
     while len(queue):
-        rig.engine.score(queue.take_batch(LIMITS))
+        rig.engine.score(queue.take_batch(limits))
     _require_answers(answers)
     return len(requests)
 

@@ -14,8 +14,8 @@ class PeftServer:
     """Answers as PEFT's users do: `set_adapter`, then the model. Labels are read off the last position's logits.
 
     It is spared what it can be: the network computes logits for that position alone, and its head sees one contiguous
-    matrix (a bf16 product with a strided operand is a hundred times slower on a CPU, and for a batch of one torch copies
-    the head's weights first).
+    matrix (on a CPU a bf16 product with a strided operand is a hundred times slower, and for one row in three
+    dimensions torch copies the head's weights first).
     """
 
     def __init__(self, model: FrozenModel, prompts: Sequence[SoftPrompt], label_token_ids: Sequence[int]) -> None:
@@ -25,7 +25,7 @@ class PeftServer:
         network: Any = model.network
         head = network.get_output_embeddings()
         head.register_forward_pre_hook(lambda _, given: (given[0].reshape(-1, model.hidden_size).contiguous(),))
-        head.register_forward_hook(lambda _, given, logits: logits[:, None])
+        head.register_forward_hook(lambda *call: call[-1][:, None])
         self._model: Any = get_peft_model(network, config, adapter_name="prompt-0")
         for number, prompt in enumerate(prompts):
             if number:

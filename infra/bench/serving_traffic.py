@@ -26,7 +26,8 @@ SOURCE = "asset:smollm2-135m"
 TASK = TASKS["sst2"]
 PROMPTS = 50
 REQUESTS = 192
-LIMITS = BatchLimits()
+# Of the load tests: small, so that many batches pass in a short time.
+LIMITS = BatchLimits(rows=8)
 BUDGETS = Budgets(device_bytes=16 << 30, host_bytes=1 << 30)
 Request = tuple[int, list[int]]
 

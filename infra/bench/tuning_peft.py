@@ -33,15 +33,16 @@ class PeftSettings:
 
 @dataclass(frozen=True, slots=True)
 class PeftRun:
-    """prompt: float32 [P, H]. step_s: wall clock of each step; the first two are still warming up. cpu_s: of all."""
+    """prompt: float32 [P, H]. step_s, step_cpu_s: each step by the wall clock and in CPU time."""
 
     prompt: npt.NDArray[np.float32]
     step_s: tuple[float, ...]
-    cpu_s: float
+    step_cpu_s: tuple[float, ...]
 
     @property
-    def steady_step_s(self) -> float:
-        return float(np.mean(self.step_s[2:]))
+    def steady_step_cpu_s(self) -> float:
+        """The mean without the first two steps, which are still warming up."""
+        return float(np.mean(self.step_cpu_s[2:]))
 
 
 def train_with_peft(
@@ -69,7 +70,7 @@ def train_with_peft(
         )
         trainer.train()
     prompt = peft.get_prompt_embedding_to_save(adapter_name="default")
-    return PeftRun(prompt.detach().float().cpu().numpy(), tuple(clock.seconds), clock.cpu_s)
+    return PeftRun(prompt.detach().float().cpu().numpy(), tuple(clock.seconds), tuple(clock.cpu_seconds))
 
 
 def _arguments(scratch: str, settings: PeftSettings, steps: int) -> TrainingArguments:
@@ -128,7 +129,7 @@ class _Collator:
 class _StepClock(TrainerCallback):  # type: ignore[misc]
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.cpu_s = 0.0
+        self.cpu_seconds: list[float] = []
         self._began = self._began_cpu = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -138,4 +139,4 @@ class _StepClock(TrainerCallback):  # type: ignore[misc]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._began)
-        self.cpu_s += time.process_time() - self._began_cpu
+        self.cpu_seconds.append(time.process_time() - self._began_cpu)

@@ -56,7 +56,7 @@ def compute_keys_values(model: FrozenModel, prompt: Tensor, prefix_ids: Sequence
 
 
 class BatchCache:
-    """Keys and values of R rows, each in consecutive slots, in buffers with room to grow.
+    """Keys and values of R rows, each in consecutive slots, in buffers with room to grow: [L, R or more, K, slots, D].
 
     Row r fills the slots `starts[r]` to `stops[r]`; a forward pass appends at `end`, so rows that are to be continued
     must stop there: `aligned` makes a cache where they do.
@@ -109,13 +109,31 @@ class BatchCache:
         hidden: Tensor = outputs.last_hidden_state
         return hidden[torch.arange(self.rows, device=model.device), last].contiguous()
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drops every row but these, in this order."""
-        index = torch.tensor(rows, dtype=torch.long, device=self.keys.device)
-        self.keys = self.keys.index_select(1, index)
-        self.values = self.values.index_select(1, index)
-        self.starts = [self.starts[row] for row in rows]
-        self.stops = [self.stops[row] for row in rows]
+    @torch.inference_mode()
+    def join(self, newcomers: Sequence[KeysValues]) -> None:
+        """Adds copies of `newcomers` behind the other rows; those stay where they are, if there is room."""
+        if self.rows + len(newcomers) > self.keys.shape[1] or any(row.length > self.end for row in newcomers):
+            self._copy([*map(self.slots, range(self.rows)), *newcomers], room=ROOM)
+            return
+        places = range(self.rows, self.rows + len(newcomers))
+        _right_align(self.keys, places, [row.keys for row in newcomers], self.end)
+        _right_align(self.values, places, [row.values for row in newcomers], self.end)
+        self.starts += [self.end - row.length for row in newcomers]
+        self.stops += [self.end] * len(newcomers)
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Drops every row but these and returns where each is now: rows from the end move to places that came free."""
+        count = len(rows)
+        free = sorted(set(range(count)).difference(rows))
+        moves = dict(zip((row for row in rows if row >= count), free, strict=True))
+        for row, place in moves.items():
+            start, stop = self.starts[row], self.stops[row]
+            self.keys[:, place, :, start:stop] = self.keys[:, row, :, start:stop]
+            self.values[:, place, :, start:stop] = self.values[:, row, :, start:stop]
+            self.starts[place], self.stops[place] = start, stop
+        self.starts, self.stops = self.starts[:count], self.stops[:count]
+        return [moves.get(row, row) for row in rows]
 
     def slots(self, row: int) -> KeysValues:
         """A view of what one row holds."""
@@ -124,23 +142,31 @@ class BatchCache:
 
     def _make_room(self, count: int) -> None:
         if self.end + count > self.keys.shape[3]:
-            grown = aligned([self.slots(row) for row in range(self.rows)], room=count + ROOM)
-            self.keys, self.values = grown.keys, grown.values
-            self.starts, self.stops, self.end = grown.starts, grown.stops, grown.end
+            self._copy([self.slots(row) for row in range(self.rows)], room=count + ROOM)
+
+    def _copy(self, rows: Sequence[KeysValues], *, room: int) -> None:
+        """Buffers anew, of which no more than half are free places."""
+        grown = aligned(rows, room=room, places=min(self.keys.shape[1], 2 * len(rows)))
+        self.keys, self.values = grown.keys, grown.values
+        self.starts, self.stops, self.end = grown.starts, grown.stops, grown.end
 
     def _as_transformers(self, left: int) -> Cache:
         """The slots from `left` to `end` as transformers wants them: one layer object per layer, updated in place."""
-        pairs = zip(self.keys, self.values, strict=True)
+        pairs = zip(self.keys[:, : self.rows], self.values[:, : self.rows], strict=True)
         return Cache(layers=[_RoomyLayer(keys, values, left, self.end) for keys, values in pairs])
 
 
-def aligned(rows: Sequence[KeysValues], *, room: int) -> BatchCache:
-    """A cache of copies of `rows`, padded on the left so that all stop at its end, with `room` free slots behind."""
+def aligned(rows: Sequence[KeysValues], *, room: int, places: int = 0) -> BatchCache:
+    """A cache of copies of `rows`, padded on the left so that all stop at its end, with `room` free slots behind.
+
+    places: for how many rows it has buffers, if more than there are.
+    """
     end = max(row.length for row in rows)
-    starts = [end - row.length for row in rows]
-    keys = _right_aligned([row.keys for row in rows], end, room)
-    values = _right_aligned([row.values for row in rows], end, room)
-    return BatchCache(keys, values, starts, [end] * len(rows))
+    places = max(places, len(rows))
+    keys, values = (_buffer(part, places, end + room) for part in (rows[0].keys, rows[0].values))
+    _right_align(keys, range(len(rows)), [row.keys for row in rows], end)
+    _right_align(values, range(len(rows)), [row.values for row in rows], end)
+    return BatchCache(keys, values, [end - row.length for row in rows], [end] * len(rows))
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -204,13 +230,16 @@ def _stacked(cache: Cache, part: str, length: int) -> Tensor:
     return torch.stack([tensor[0] for tensor in plain])
 
 
-def _right_aligned(parts: Sequence[Tensor], end: int, room: int) -> Tensor:
-    """Copies of R parts [L, K, C_r, D] that all stop at slot `end`: [L, R, K, end + room, D]."""
-    layers, heads, _, width = parts[0].shape
-    buffer = parts[0].new_empty((layers, len(parts), heads, end + room, width))
-    for row, part in enumerate(parts):
+def _buffer(part: Tensor, places: int, slots: int) -> Tensor:
+    """For so many rows of parts like this one, [L, K, C, D]: [L, places, K, slots, D]."""
+    layers, heads, _, width = part.shape
+    return part.new_empty((layers, places, heads, slots, width))
+
+
+def _right_align(buffer: Tensor, places: Sequence[int], parts: Sequence[Tensor], end: int) -> None:
+    """Copies parts [L, K, C_r, D] into a buffer so that all stop at slot `end`."""
+    for place, part in zip(places, parts, strict=True):
         start = end - part.shape[2]
         # Zeros, because a masked slot still takes part as 0 * value, and 0 * NaN is NaN.
-        buffer[:, row, :, :start] = 0
-        buffer[:, row, :, start:end] = part
-    return buffer
+        buffer[:, place, :, :start] = 0
+        buffer[:, place, :, start:end] = part

@@ -47,11 +47,6 @@ class CachedDecoding:
         return cache.run(self._model, [[token] for token in token_ids])
 
     @torch.inference_mode()
-    def join(self, running: Sequence[KeysValues], rows: Sequence[Row]) -> tuple[BatchCache, Tensor]:
-        newcomers, states = self.open_rows(rows)
-        return aligned([*running, *newcomers()], room=ROOM), states
-
-    @torch.inference_mode()
     def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
         """What can be asked for afterwards: all that is known of each row; and the states their answers begin with."""
         parts = [split(row) for row in rows]
@@ -77,29 +72,31 @@ class PackedDecoding(CachedDecoding):
 
 
 class _CachedRows:
-    """Rows leave the cache when it is copied anyway: often newcomers join in the same breath."""
+    """Rows in one cache. places: which of the cache's rows each is."""
 
     def __init__(self, decoding: CachedDecoding) -> None:
         self._decoding = decoding
         self._cache: BatchCache | None = None
-        self._kept: list[int] = []
+        self._places: list[int] = []
 
     def join(self, rows: Sequence[Row]) -> Tensor:
-        running = [] if self._cache is None else [self._cache.slots(row) for row in self._kept]
-        self._cache, states = self._decoding.join(running, rows)
-        self._kept = list(range(self._cache.rows))
+        newcomers, states = self._decoding.open_rows(rows)
+        if self._cache is None:
+            self._cache = aligned(newcomers(), room=ROOM)
+        else:
+            self._cache.join(newcomers())
+        self._places += range(len(self._places), self._cache.rows)
         return states
 
     def step(self, token_ids: Sequence[int]) -> Tensor:
         if self._cache is None:
             raise ValueError("no rows to continue; join some first")
-        if len(self._kept) < self._cache.rows:
-            self._cache.keep(self._kept)
-            self._kept = list(range(self._cache.rows))
-        return self._decoding.step(self._cache, token_ids)
+        by_place = dict(zip(self._places, token_ids, strict=True))
+        return self._decoding.step(self._cache, [by_place[place] for place in range(self._cache.rows)])[self._places]
 
     def keep(self, rows: Sequence[int]) -> None:
-        self._kept = [self._kept[row] for row in rows]
+        if self._cache is not None:
+            self._places = self._cache.keep([self._places[row] for row in rows])
         if not rows:
             self._cache = None
 

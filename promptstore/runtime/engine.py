@@ -140,9 +140,9 @@ class Engine:
     def _choose(self, sequences: Sequence[_Sequence], states: Tensor) -> list[ChosenToken | None]:
         """The next token of each answer; `None` where its scores are not finite."""
         logits = self._model.head.logits(states.to(self._model.head.weight.device)).cpu()
-        are_finite = logits.isfinite().all(dim=1).tolist()
-        rows = zip(sequences, logits, are_finite, strict=True)
-        return [sequence.sampler.choose(row) if is_finite else None for sequence, row, is_finite in rows]
+        highest, likeliest = logits.max(dim=1)
+        rows = zip(sequences, logits, likeliest.tolist(), highest.isfinite().tolist(), strict=True)
+        return [sequence.sampler.choose(row, best) if is_finite else None for sequence, row, best, is_finite in rows]
 
     def _append(self, sequences: Sequence[_Sequence], tokens: Sequence[ChosenToken | None]) -> None:
         """Gives every sequence its token or ends it, so that none loses step with its row in the cache."""

@@ -68,10 +68,13 @@ class Sampler:
             seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
             self._generator = torch.Generator().manual_seed(seed)
 
-    def choose(self, logits: Tensor) -> ChosenToken:
-        """The next token. logits: [V], any dtype and device."""
+    def choose(self, logits: Tensor, likeliest: int | None = None) -> ChosenToken:
+        """The next token. logits: [V], any dtype and device; likeliest: the first of the highest, where it is known."""
         row = logits.float().cpu()
-        token_id = int(row.argmax()) if self._generator is None else self._draw(row, self._generator)
+        if self._generator is not None:
+            token_id = self._draw(row, self._generator)
+        else:
+            token_id = int(row.argmax()) if likeliest is None else likeliest
         if self._sampling.top_logprobs is None:
             return ChosenToken(token_id)
         logprobs = row.log_softmax(-1)
