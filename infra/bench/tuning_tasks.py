@@ -32,12 +32,7 @@ TASKS = {
         _task("sms_spam", "Message: {text}\nType:", ("ham", "normal"), "spam"),
         _task("uci_sentiment", "Review: {text}\nSentiment:", "negative", "positive"),
         _task("rte", "{premise}\nSo {hypothesis}\nTrue or false?", ("entailment", "true"), ("not entailment", "false")),
-        _task(
-            "wic",
-            '{sentence1}\n{sentence2}\nIs "{word}" used in the same sense?',
-            ("same", "yes"),
-            ("different", "no"),
-        ),
+        _task("wic", '{sentence1}\n{sentence2}\nIs "{word}" used in the same sense?', "yes", "no"),
         _task(
             "cb",
             "{premise}\nSo {hypothesis}\nTrue, false or neither?",
@@ -58,5 +53,5 @@ def load_split(task: str, split: str) -> Rows:
     path = DATA / task / f"{split}.jsonl"
     if not path.exists():
         raise NotFoundError(f"the benchmarks need {path}; set PROMPTSTORE_BENCH_DATA to a folder of labelled tasks")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return Rows.of([json.loads(line) for line in lines], f"{task}/{split}")
+    with path.open(encoding="utf-8") as lines:
+        return Rows.of([json.loads(line) for line in lines], f"{task}/{split}")
