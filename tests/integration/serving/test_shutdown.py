@@ -91,6 +91,11 @@ class _Load:
         for thread in self._threads:
             thread.start()
 
+    def wait_until_answered(self) -> None:
+        deadline = time.monotonic() + 60
+        while not self.outcomes["200"] and time.monotonic() < deadline:
+            time.sleep(0.05)
+
     def join(self) -> None:
         self.stopped.set()
         for thread in self._threads:
@@ -146,7 +151,7 @@ def test_a_server_that_was_killed_starts_again_and_answers(place: Path) -> None:
     with _server(place, port) as process:
         _wait_until_ready(port, process)
         load = _Load(port)
-        time.sleep(0.5)
+        load.wait_until_answered()
         process.kill()
         process.wait()
         load.join()
