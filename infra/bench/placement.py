@@ -27,7 +27,7 @@ FILE = Path("build") / "placement.json"
 STUDIED, TIMED = "ag_news", ("ag_news", "boolq")
 ROWS, HELD_OUT = 320, 150
 STEPS: dict[Placement, int] = {"before": 60, "after": 120}
-RATES: dict[Placement, tuple[float, ...]] = {"before": (0.3,), "after": (0.1, 0.3)}
+RATES: dict[Placement, tuple[float, ...]] = {"before": (0.03, 0.1), "after": (0.03, 0.1, 0.3)}
 
 
 def main() -> None:
