@@ -138,7 +138,7 @@ class Engine:
 
     @torch.inference_mode()
     def _choose(self, sequences: Sequence[_Sequence], states: Tensor) -> list[ChosenToken | None]:
-        """The next token of each answer; `None` where its scores are not finite."""
+        """The next token of each answer; `None` where its highest score is not finite, as with any NaN among them."""
         logits = self._model.head.logits(states.to(self._model.head.weight.device)).cpu()
         highest, likeliest = logits.max(dim=1)
         rows = zip(sequences, logits, likeliest.tolist(), highest.isfinite().tolist(), strict=True)
