@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.transfer import to_device
 from promptstore.tuning.passes import Item
 
 # Logits over the vocabulary that exist at a time, in entries: 64 Mi are 256 MiB in float32.
@@ -16,7 +17,7 @@ LOGITS_AT_ONCE = 1 << 26
 def label_log_probabilities(model: FrozenModel, states: Tensor, label_token_ids: Sequence[int]) -> Tensor:
     """Log-softmax over the labels' tokens alone. states: [N, H]. Returns float32 [N, K]."""
     weight = model.head.weight
-    ids = torch.tensor(label_token_ids, device=weight.device)
+    ids = to_device(label_token_ids, weight.device)
     return torch.log_softmax(model.head.logits_of(states.to(weight.device), ids), dim=-1)
 
 
@@ -51,15 +52,15 @@ def answer_losses(
         rows = [at for at, item in enumerate(items) if item.group == group]
         places = _places(items, rows, losses.device)
         scores = label_log_probabilities(model, states.index_select(0, places), label_token_ids[group])
-        labels = torch.tensor([items[at].example.label for at in rows], device=losses.device)
+        labels = to_device([items[at].example.label for at in rows], losses.device)
         picked = scores.gather(1, labels[:, None])[:, 0]
-        losses = losses.index_add(0, torch.tensor(rows, device=losses.device), -picked)
+        losses = losses.index_add(0, to_device(rows, losses.device), -picked)
     if others := [at for at, is_restricted in enumerate(restricted) if not is_restricted]:
         ids = [index for at in others for index in items[at].example.answer_ids]
         owners = [at for at in others for _ in items[at].example.answer_ids]
         chosen = states.index_select(0, _places(items, others, losses.device))
-        picked, _ = token_log_probabilities(model, chosen, torch.tensor(ids, device=losses.device))
-        losses = losses.index_add(0, torch.tensor(owners, device=losses.device), -picked)
+        picked, _ = token_log_probabilities(model, chosen, to_device(ids, losses.device))
+        losses = losses.index_add(0, to_device(owners, losses.device), -picked)
     return losses
 
 
@@ -73,4 +74,4 @@ def _places(items: Sequence[Item], rows: Sequence[int], device: torch.device) ->
     starts = [0]
     for item in items:
         starts.append(starts[-1] + len(item.example.answer_ids))
-    return torch.tensor([place for row in rows for place in range(starts[row], starts[row + 1])], device=device)
+    return to_device([place for row in rows for place in range(starts[row], starts[row + 1])], device)

@@ -83,8 +83,8 @@ def fit(
 def _compiled(
     model: FrozenModel, crew: Crew, budget: TokenBudget, meter: Meter, options: FitOptions
 ) -> Iterator[FitEvent]:
-    steps = max(each.job.config.steps for each in crew.waiting)
-    is_on = choose_compiled(model, asked=options.compile_layers, steps=steps)
+    rows = sum(each.job.config.steps * each.job.config.batch_size for each in crew.waiting)
+    is_on = choose_compiled(model, asked=options.compile_layers, rows=rows)
     passes = choose_passes(model, is_fused=is_on and not options.recompute_activations and may_fuse(model))
     with compiled_parts(model, is_on=is_on and not passes.is_compiled):
         yield from _loop(model, passes, crew, budget, meter, options)

@@ -6,9 +6,11 @@ for.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +19,33 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptstore.lm.frozen import FrozenModel
-from promptstore.tuning.fused_attention import IMPLEMENTATION, Span, attend, block_masks, lay_end_to_end
+from promptstore.lm.transfer import to_device
+from promptstore.tuning.fused_attention import (
+    IMPLEMENTATION,
+    Span,
+    attend,
+    block_masks,
+    lay_end_to_end,
+    mask_tensors,
+)
 from promptstore.tuning.packed_rows import attention_named
 from promptstore.tuning.passes import Group, Item, OpenPass
+from promptstore.tuning.recorded import Pass, RecordedPass
+
+# Positions of a step up to which it waits for the host; lengths are rounded up, so that they come back to be recorded.
+MOST_RECORDED, MULTIPLE = 4096, 256
 
 
 def may_fuse(model: FrozenModel) -> bool:
     """All of the model is on one GPU."""
     places = {each.device for each in model.network.parameters()}
     return len(places) == 1 and next(iter(places)).type == "cuda"
+
+
+def windows_of(model: FrozenModel) -> list[int | None]:
+    """How far back layers see; `None` is to the beginning."""
+    window = getattr(model.network.config.get_text_config(), "sliding_window", None)
+    return sorted({None, window}, key=str)
 
 
 @dataclass(slots=True, eq=False)
@@ -61,22 +81,12 @@ class FusedPasses:
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
         layers = [each for each in model.network.modules() if isinstance(each, GradientCheckpointingLayer)]
-        self._compiled = {layer: torch.compile(layer._call_impl, dynamic=True) for layer in layers}  # noqa: SLF001
+        compiled = {layer: torch.compile(layer._call_impl, dynamic=True) for layer in layers}  # noqa: SLF001
+        self._run = partial(_run_sequence, model, compiled if model.device.type == "cuda" else {})
+        self._recorded = RecordedPass(self._run)
 
     def open(self, groups: Sequence[Group], in_parts: OpenPass) -> OpenPass:  # noqa: ARG002 - parts cost no more
-        return _FusedPass(self, self._model, groups)
-
-    @contextmanager
-    def compiled_layers(self) -> Iterator[None]:
-        """Within this block the layers run compiled, whole, where they are on a GPU."""
-        is_on = self._model.device.type == "cuda"
-        for layer, call in self._compiled.items():
-            layer._compiled_call_impl = call if is_on else None  # noqa: SLF001 - torch has no other way in or out
-        try:
-            yield
-        finally:
-            for layer in self._compiled:
-                layer._compiled_call_impl = None  # noqa: SLF001
+        return _FusedPass(self._model, groups, self._run, self._recorded)
 
 
 class SequencePass(ABC):
@@ -111,7 +121,7 @@ class SequencePass(ABC):
             for place in range(end - len(item.example.answer_ids), end)
         ]
         hidden = self._run(sequence)
-        return hidden.index_select(0, torch.tensor(answers, device=hidden.device))
+        return hidden.index_select(0, to_device(answers, hidden.device))
 
     def _run(self, sequence: _Sequence) -> Tensor:
         """Last hidden states [N, H]."""
@@ -119,42 +129,63 @@ class SequencePass(ABC):
         positions = np.zeros(size, np.int64)
         for span in sequence.spans:
             positions[span.start : span.end] = np.arange(span.position, span.position + span.length)
-        known = torch.from_numpy(np.stack([np.array(sequence.ids), positions])).to(model.device)
+        known = to_device(np.stack([np.array(sequence.ids), positions]), model.device)
         embedded = model.embed(known[:1])
         if sequence.prompts:
-            places = torch.tensor(sequence.virtual, device=model.device)
+            places = to_device(sequence.virtual, model.device)
             embedded = embedded.index_copy(1, places, torch.cat(sequence.prompts)[None].to(embedded.dtype))
-        window = getattr(model.network.config.get_text_config(), "sliding_window", None)
-        windows = sorted({None, window}, key=str)
-        return self._forward(embedded, known[1:], sequence.spans, windows)
+        return self._forward(embedded, known[1:], sequence.spans)
 
     @abstractmethod
     def _lay(self, lengths: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
         """Starts of every group's spans, by their lengths; and how many positions there are."""
 
     @abstractmethod
-    def _forward(
-        self, embedded: Tensor, positions: Tensor, spans: Sequence[Span], windows: Sequence[int | None]
-    ) -> Tensor:
+    def _forward(self, embedded: Tensor, positions: Tensor, spans: Sequence[Span]) -> Tensor:
         """Last hidden states [N, H]. embedded: [1, N, H]. positions: [1, N]."""
 
 
 class _FusedPass(SequencePass):
-    def __init__(self, passes: FusedPasses, model: FrozenModel, groups: Sequence[Group]) -> None:
+    def __init__(self, model: FrozenModel, groups: Sequence[Group], run: Pass, recorded: Pass) -> None:
         super().__init__(model, groups)
-        self._passes = passes
+        self._run_plain, self._run_recorded = run, recorded
 
     def close(self) -> None: ...
 
     def _lay(self, lengths: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
-        return lay_end_to_end(lengths)
+        starts, size = lay_end_to_end(lengths)
+        return starts, size if size > MOST_RECORDED else -(-size // MULTIPLE) * MULTIPLE
 
-    def _forward(
-        self, embedded: Tensor, positions: Tensor, spans: Sequence[Span], windows: Sequence[int | None]
-    ) -> Tensor:
-        masks = block_masks(spans, positions.shape[1], windows, self._model.device)
-        AttentionInterface.register(IMPLEMENTATION, attend)
-        with attention_named(self._model.network, IMPLEMENTATION), self._passes.compiled_layers():
-            outputs = self._model.run(inputs_embeds=embedded, position_ids=positions, use_cache=False, masks=masks)
-        hidden: Tensor = outputs.last_hidden_state[0]
-        return hidden
+    def _forward(self, embedded: Tensor, positions: Tensor, spans: Sequence[Span]) -> Tensor:
+        size = positions.shape[1]
+        masks = mask_tensors(spans, size, windows_of(self._model), self._model.device)
+        run = self._run_plain if size > MOST_RECORDED else self._run_recorded
+        return run(embedded, positions, *masks)[0]
+
+
+def _run_sequence(
+    model: FrozenModel, compiled: Mapping[Any, Any], embedded: Tensor, positions: Tensor, *masks: Tensor
+) -> Tensor:
+    """Last hidden states [1, N, H]. embedded: [1, N, H]. positions: [1, N]. masks: of `mask_tensors`."""
+    AttentionInterface.register(IMPLEMENTATION, attend)
+    with attention_named(model.network, IMPLEMENTATION), _compiled_layers(compiled):
+        outputs = model.run(
+            inputs_embeds=embedded,
+            position_ids=positions,
+            use_cache=False,
+            masks=block_masks(masks, windows_of(model)),
+        )
+    hidden: Tensor = outputs.last_hidden_state
+    return hidden
+
+
+@contextmanager
+def _compiled_layers(compiled: Mapping[Any, Any]) -> Iterator[None]:
+    """Within this block these layers run compiled, whole."""
+    for layer, call in compiled.items():
+        layer._compiled_call_impl = call  # noqa: SLF001 - torch has no other way in or out
+    try:
+        yield
+    finally:
+        for layer in compiled:
+            layer._compiled_call_impl = None  # noqa: SLF001

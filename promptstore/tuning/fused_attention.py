@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from promptstore.lm.transfer import to_device
+
 # The name under which transformers finds this function.
 IMPLEMENTATION = "promptstore_fused_tuning"
 BLOCK = 128
@@ -57,23 +59,28 @@ def lay_end_to_end(groups: Sequence[Sequence[int]]) -> tuple[list[list[int]], in
     return starts, size
 
 
-def block_masks(
+def mask_tensors(
     spans: Sequence[Span], size: int, windows: Sequence[int | None], device: torch.device | str
-) -> dict[int | None, BlockMask]:
+) -> list[Tensor]:
     """What each token sees: its own span up to itself, and the span it stands behind; with a window, so far back.
 
-    size: tokens of the sequence, whole blocks.
+    size: tokens of the sequence, whole blocks. Counts [1, 1, B] and lists [1, 1, B, B] of the blocks that each block
+    sees, then [3, N] for each window, as `ranges_of` gives them.
     """
-    counts, blocks = (torch.from_numpy(each)[None, None].to(device) for each in _visible_blocks(spans, size))
+    blocks = [each[None, None] for each in _visible_blocks(spans, size)]
+    ranges = [ranges_of(spans, size, window) for window in windows]
+    return [to_device(each, device) for each in (*blocks, *ranges)]
+
+
+def block_masks(tensors: Sequence[Tensor], windows: Sequence[int | None]) -> dict[int | None, BlockMask]:
+    """tensors: of `mask_tensors` for these windows."""
+    counts, blocks, *ranges = tensors
+    size = counts.shape[-1] * BLOCK
     return {
         window: BlockMask.from_kv_blocks(
-            counts,
-            blocks,
-            BLOCK_SIZE=BLOCK,
-            mask_mod=_visible(torch.from_numpy(ranges_of(spans, size, window)).to(device)),
-            seq_lengths=(size, size),
+            counts, blocks, BLOCK_SIZE=BLOCK, mask_mod=_visible(each), seq_lengths=(size, size)
         )
-        for window in windows
+        for window, each in zip(windows, ranges, strict=True)
     }
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.transfer import to_device
 from promptstore.tuning import ranks
 from promptstore.tuning.answers import answer_losses
 from promptstore.tuning.examples import Example
@@ -60,8 +61,8 @@ def _backward(
     parts = split_by_cost(open_pass, items, tokens) if items else []
     for part in parts:
         chosen = [items[at] for at in part]
-        owners = torch.tensor([item.group for item in chosen], device=device)
-        scale = torch.tensor([weights[item.group] for item in chosen], device=device)
+        owners = to_device([item.group for item in chosen], device)
+        scale = to_device([weights[item.group] for item in chosen], device)
         states = open_pass.states(chosen, is_whole=len(parts) == 1)
         weighted = answer_losses(model, states, chosen, labels) * scale
         torch.autograd.backward(weighted.sum())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.transfer import to_device
 from promptstore.tuning.after import AfterPass, BothPasses, KeptInputs
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fused import FusedPasses, may_fuse
@@ -109,7 +110,7 @@ class _PackedPass:
 
     def states(self, items: Sequence[Item], *, is_whole: bool = False) -> Tensor:
         rows = [item.example.tokens[len(self._groups[item.group].prefix_ids) :] for item in items]
-        embedded = self._model.embed(torch.tensor([[index for row in rows for index in row]]).to(self._model.device))
+        embedded = self._model.embed(to_device([[index for row in rows for index in row]], self._model.device))
         lengths, groups = [len(row) for row in rows], [item.group for item in items]
         if is_whole and not self._is_begun and self._has_prefixes:
             ahead = self._prefixes()

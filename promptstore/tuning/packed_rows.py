@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.last_layer import feed_forward_at
+from promptstore.lm.transfer import to_device
 from promptstore.tuning.packed_attention import IMPLEMENTATION, Packing, attend
 from promptstore.tuning.passes import Item
 
@@ -31,12 +32,12 @@ def packing_of(
     slots = torch.cat([torch.arange(length) + row * width for row, length in enumerate(lengths)])
     positions = torch.cat([torch.arange(length) + start for start, length in zip(starts, lengths, strict=True)])
     return Packing(
-        slots=slots.to(model.device),
-        positions=positions.to(model.device),
+        slots=to_device(slots, model.device),
+        positions=to_device(positions, model.device),
         rows=len(lengths),
         width=width,
-        starts=torch.tensor(starts, device=model.device),
-        groups=None if groups is None else torch.tensor(groups, device=model.device),
+        starts=to_device(starts, model.device),
+        groups=None if groups is None else to_device(groups, model.device),
         prefix_keys=prefix_keys,
         prefix_values=prefix_values,
         ahead=ahead,
@@ -49,7 +50,7 @@ def run_rows(model: FrozenModel, embedded: Tensor, packing: Packing, read: Seque
     read: whose states, among the rows' tokens.
     """
     positions = packing.positions if packing.ahead is None else torch.cat([packing.ahead.positions, packing.positions])
-    places = torch.tensor(read, dtype=torch.long, device=model.device) + len(positions) - len(packing.positions)
+    places = to_device(torch.tensor(read, dtype=torch.long), model.device) + len(positions) - len(packing.positions)
     AttentionInterface.register(IMPLEMENTATION, attend)
     with attention_named(model.network, IMPLEMENTATION), feed_forward_at(model.network, places):
         outputs = model.run(inputs_embeds=embedded, position_ids=positions[None], use_cache=False, packing=packing)

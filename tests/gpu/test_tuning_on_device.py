@@ -1,6 +1,7 @@
 """A fit on the device there is: a GPU if this machine has one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,10 +35,10 @@ def on_device(make: MakeModel, dtype: torch.dtype = torch.float32) -> FrozenMode
     return model
 
 
-def gradients(model: FrozenModel, passes: Passes, *, is_whole: bool = False) -> list[torch.Tensor]:
+def gradients(model: FrozenModel, passes: Passes, *, is_whole: bool = False, longest: int = 150) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randn(n, 64, generator=generator).to(DEVICE).requires_grad_() for n in (1, 20, 100)]
-    rows = [torch.randint(3, 480, (n,), generator=generator).tolist() for n in (5, 150, 31, 8, 64, 12)]
+    rows = [torch.randint(3, 480, (n,), generator=generator).tolist() for n in (5, longest, 31, 8, 64, 12)]
     items = [Item(at % 3, Example(tuple(row), (11,), 0)) for at, row in enumerate(rows)]
     open_pass = passes.open([Group(prompt) for prompt in prompts])
     torch.autograd.backward(
@@ -75,6 +76,34 @@ def test_grouped_gradients_are_padded_gradients(make: MakeModel, dtype: torch.dt
     grouped = gradients(model, PackedPasses(model, GroupedPasses(model)), is_whole=True)
     for ours, theirs in zip(grouped, gradients(model, PaddedPasses(model)), strict=True):
         assert float((ours - theirs).norm()) < tolerance * float(theirs.norm())
+
+
+@pytest.mark.parametrize("make", DECODERS)
+@pytest.mark.parametrize("way", [GroupedPasses, pytest.param(FusedPasses, marks=NEEDS_KERNEL)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
+def test_steps_that_are_replayed_give_the_gradients_of_their_own_rows(
+    make: MakeModel,
+    way: Callable[[FrozenModel], FusedPasses | GroupedPasses],
+    dtype: torch.dtype,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of each width the first runs plain, the second is recorded and replayed, the others are replayed."""
+    recordings, record = [], torch.cuda.make_graphed_callables
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        recordings.append(record(*arguments, **options))
+        return recordings[-1]
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", spy)
+    model = on_device(make, dtype)
+    passes = PackedPasses(model, way(model))
+    for longest in (150, 400, 151, 401, 148, 402, 152):
+        replayed = gradients(model, passes, is_whole=True, longest=longest)
+        plain = gradients(model, PackedPasses(model, way(model)), is_whole=True, longest=longest)
+        for ours, theirs in zip(replayed, plain, strict=True):
+            assert float((ours - theirs).norm()) < tolerance * float(theirs.norm())
+    assert len(recordings) == (2 if DEVICE.type == "cuda" else 0)
 
 
 @pytest.mark.parametrize("way", [None, GroupedPasses, pytest.param(FusedPasses, marks=NEEDS_KERNEL)])

@@ -8,9 +8,9 @@ from promptstore.errors import InvalidInputError
 from promptstore.testing.tiny_models import tiny_llama
 from promptstore.testing.tuning_tasks import sentiment_job
 from promptstore.tuning import compiled
-from promptstore.tuning.compiled import WORTH_STEPS, choose_compiled
+from promptstore.tuning.compiled import WORTH_ROWS, choose_compiled
 from promptstore.tuning.fit import FitOptions, fit
-from promptstore.tuning.fused_attention import Masks, Span, attend, block_masks
+from promptstore.tuning.fused_attention import Masks, Span, attend, block_masks, mask_tensors
 
 
 def test_without_a_compiler_it_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,15 +21,15 @@ def test_without_a_compiler_it_is_refused_before_the_first_step(monkeypatch: pyt
 
 def test_unasked_only_a_long_fit_on_a_gpu_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
-    assert not choose_compiled(model, asked=None, steps=10 * WORTH_STEPS)
+    assert not choose_compiled(model, asked=None, rows=10 * WORTH_ROWS)
     monkeypatch.setattr(compiled, "may_fuse", lambda _: True)
     monkeypatch.setattr(compiled, "missing_compiler", lambda _: None)
-    assert choose_compiled(model, asked=None, steps=WORTH_STEPS)
-    assert not choose_compiled(model, asked=None, steps=WORTH_STEPS - 1)
-    assert not choose_compiled(model, asked=False, steps=WORTH_STEPS)
-    assert choose_compiled(model, asked=True, steps=1)
+    assert choose_compiled(model, asked=None, rows=WORTH_ROWS)
+    assert not choose_compiled(model, asked=None, rows=WORTH_ROWS - 1)
+    assert not choose_compiled(model, asked=False, rows=WORTH_ROWS)
+    assert choose_compiled(model, asked=True, rows=1)
     monkeypatch.setattr(compiled, "missing_compiler", lambda _: "triton")
-    assert not choose_compiled(model, asked=None, steps=WORTH_STEPS)
+    assert not choose_compiled(model, asked=None, rows=WORTH_ROWS)
 
 
 class Layer(nn.Module):
@@ -52,7 +52,7 @@ def test_a_compiled_layer_takes_any_number_of_tokens_without_being_traced_again(
 
     layer = torch.compile(Layer(), dynamic=True, backend=backend)
     for size in (256, 384, 640, 512, 896):
-        masks = block_masks([Span(0, 20), Span(20, 150, 20, 0)], size, [None], "cpu")
+        masks = block_masks(mask_tensors([Span(0, 20), Span(20, 150, 20, 0)], size, [None], "cpu"), [None])
         query, key, value = torch.randn(1, 4, size, 16), torch.randn(1, 2, size, 16), torch.randn(1, 2, size, 16)
         with torch.no_grad():
             assert layer(query, key, value, masks).shape == (1, size, 4, 16)

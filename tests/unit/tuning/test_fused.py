@@ -12,7 +12,7 @@ from promptstore.lm.frozen import FrozenModel
 from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama
 from promptstore.tuning import fused_attention
 from promptstore.tuning.fused import FusedPasses
-from promptstore.tuning.fused_attention import BLOCK, Span, block_masks, lay_end_to_end
+from promptstore.tuning.fused_attention import BLOCK, Span, block_masks, lay_end_to_end, mask_tensors
 from promptstore.tuning.packed import PackedPasses
 from promptstore.tuning.padded import PaddedPasses
 from promptstore.tuning.passes import Group, Item, Passes
@@ -84,7 +84,7 @@ def test_a_block_holds_one_group() -> None:
 def test_every_visible_pair_lies_in_a_listed_block() -> None:
     prefixes = [Span(0, 20), Span(3 * BLOCK, 150)]
     rows = [Span(20, 200, 20, 0), Span(220, 40, 20, 0), Span(3 * BLOCK + 150, 9, 150, 1)]
-    masks = block_masks([*prefixes, *rows], 5 * BLOCK, [None, 16], "cpu")
+    masks = block_masks(mask_tensors([*prefixes, *rows], 5 * BLOCK, [None, 16], "cpu"), [None, 16])
     places = [*range(260), *range(3 * BLOCK, 3 * BLOCK + 159)]  # what is left fills the blocks
     for mask in masks.values():
         listed = mask.to_dense().bool().repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)[0, 0]
