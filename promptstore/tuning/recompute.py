@@ -38,4 +38,5 @@ def _kept_inputs(network: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
         with attention_named(network, name), feed_forward_at(network, positions):
             return forward(*args, **kwargs)
 
-    return checkpoint(run, *args, use_reentrant=False, **kwargs)
+    # Frozen layers draw no random numbers, and their state cannot be read while a step is recorded.
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
