@@ -41,6 +41,15 @@ def serve(
     batch_rows: Annotated[
         int, typer.Option("--max-batch", min=1, help="Inputs in one batch.", rich_help_panel=LIMITS)
     ] = 32,
+    parallel_batches: Annotated[
+        int | None,
+        typer.Option(
+            "--parallel-batches",
+            min=1,
+            help="Computed at a time, each on its share of the cores; by default up to four on a CPU, one on a GPU.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
     running: Annotated[
         int, typer.Option("--max-running", min=1, help="Answers generated side by side.", rich_help_panel=LIMITS)
     ] = 32,
@@ -108,6 +117,7 @@ def serve(
         ),
         service=ServiceLimits(texts=texts, new_tokens=new_tokens),
         body=BodyLimits(body_bytes, connections=connections),
+        parallel_batches=parallel_batches,
         engine=engine,
         vllm_url=vllm_url,
         vllm_model=vllm_model,

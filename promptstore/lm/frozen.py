@@ -1,8 +1,10 @@
 """The model nobody trains."""
 
+import copy
 import hashlib
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -94,6 +96,15 @@ class FrozenModel:
         """What the network says below its head, in transformers' form; inputs are those of the architecture."""
         with attention_of_any_shape(self.device):
             return self.network.base_model(**inputs, return_dict=True)
+
+    def twin(self) -> "FrozenModel":
+        """The same weights in a network of its own, so that two threads can compute at a time.
+
+        What a pass switches about a network, its attention say, is the object's.
+        """
+        weights = chain(self.network.parameters(), self.network.buffers())
+        network = copy.deepcopy(self.network, {id(each): each for each in weights})
+        return replace(self, network=network, head=read_head(network))
 
     def weights_digest_now(self) -> str:
         """SHA-256 over every byte of the live parameters and buffers: if a fit changes it, the base moved."""

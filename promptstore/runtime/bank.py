@@ -62,9 +62,10 @@ class _Entry(Generic[Source]):
 class PromptBank(Generic[Source]):
     """Every prompt a server may need, by the digest of its manifest: a name may move, a digest may not.
 
-    `hold`, `release` and the views are for any thread; `prepared` is for the thread that owns the device. A held
-    prompt's source stays in memory, so answering under it never needs the store. What a request costs here does not
-    grow with the number of prompts.
+    Every method is for any thread. Prompts are brought to the device one at a time, by `decoding`, whose network nobody
+    else may run meanwhile; those that are there are found without waiting for that. A held prompt's source stays in
+    memory, so answering under it never needs the store. What a request costs here does not grow with the number of
+    prompts.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class PromptBank(Generic[Source]):
         self._budgets = budgets
         self._spill = spill
         self._lock = Lock()
+        self._moving = Lock()
         self._entries: OrderedDict[str, _Entry[Source]] = OrderedDict()
         # Those that nobody holds, least recently released first.
         self._free: OrderedDict[str, None] = OrderedDict()
@@ -145,17 +147,17 @@ class PromptBank(Generic[Source]):
 
     def find(self, digest: str) -> tuple[PreparedPrompt, str]:
         """As `prepared`, and where it was: `device`, `host`, `disk` or `computed`."""
-        with self._lock:
+        if (ready := self._on_device(digest)) is not None:
+            return ready, "device"
+        with self._moving:
+            if (ready := self._on_device(digest)) is not None:
+                return ready, "device"  # another thread brought it meanwhile
             entry = self._entries[digest]
-            self._entries.move_to_end(digest)
-            found = entry.device
-        if found is not None:
-            self.counts["device"] += 1
-            return found, "device"
-        found, tier = self._fetch(digest, entry)
-        self.counts[tier] += 1
-        self._place_if_known(digest, entry, device=found)
-        self._make_room(digest)
+            found, tier = self._fetch(digest, entry)
+            with self._lock:
+                self.counts[tier] += 1
+            self._place_if_known(digest, entry, device=found)
+            self._make_room(digest)
         return found, tier
 
     def tier(self, digest: str) -> Tier | None:
@@ -177,6 +179,13 @@ class PromptBank(Generic[Source]):
             device_bytes, host_bytes = self._device_bytes, self._host_bytes
         disk_bytes = 0 if self._spill is None else self._spill.size_bytes
         return {"device": device_bytes, "host": host_bytes, "disk": disk_bytes}
+
+    def _on_device(self, digest: str) -> PreparedPrompt | None:
+        with self._lock:
+            entry = self._entries[digest]
+            self._entries.move_to_end(digest)
+            self.counts["device"] += entry.device is not None
+            return entry.device
 
     def _fetch(self, digest: str, entry: _Entry[Source]) -> tuple[PreparedPrompt, str]:
         if entry.host is not None:

@@ -1,4 +1,4 @@
-"""The thread that owns the device: a bounded queue in front of the engine, and batches out of it."""
+"""A bounded queue in front of one engine or several, and batches out of it: a thread for each engine."""
 
 import logging
 import time
@@ -35,7 +35,7 @@ class JobEngine(Protocol):
 class SchedulerLimits:
     """queued: jobs that may wait; more are refused at once, so that waiting stays bounded under any load.
 
-    running: answers generated side by side. wait_s: how long an idle engine waits for a batch to fill.
+    running: answers generated side by side, by all engines. wait_s: how long an idle engine waits for a batch to fill.
     queue_timeout_s: a job that waited longer is refused instead of answered too late.
     """
 
@@ -47,32 +47,39 @@ class SchedulerLimits:
 
 
 class Scheduler:
-    """Gives jobs to the engine in batches, on a thread of its own. Every method is for any thread.
+    """Gives jobs to engines in batches, each engine on a thread of its own. Every method is for any thread.
 
+    engines: alike; what waits is dealt out among those that are free. begin_thread: what each thread does first.
     clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        engine: JobEngine,
+        engines: Sequence[JobEngine],
         limits: SchedulerLimits | None = None,
         *,
+        begin_thread: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engine = engine
+        self._engines = engines
+        self._begin_thread = begin_thread
         self._limits = limits or SchedulerLimits()
         self._clock = clock
         self._changed = Condition()
         self._scores: JobQueue[ScoreJob] = JobQueue()
         self._starts: JobQueue[GenerateJob] = JobQueue()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._is_busy = False
+        self._busy = 0
         self._is_accepting = True
         self._is_closing = False
-        self._thread = Thread(target=self._serve, name="engine", daemon=True)
+        self._threads = [
+            Thread(target=self._serve, args=(engine,), name=f"engine-{number}", daemon=True)
+            for number, engine in enumerate(engines)
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def queued(self) -> int:
@@ -82,11 +89,11 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Answers being generated."""
-        return self._engine.running
+        return sum(engine.running for engine in self._engines)
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def problem(self) -> str | None:
@@ -127,7 +134,7 @@ class Scheduler:
             )
 
     def call(self, work: Callable[[], Result]) -> Future[Result]:
-        """Runs `work` on the engine's thread, between batches: to prepare a prompt, say."""
+        """Runs `work` on an engine's thread, between batches: to prepare a prompt, say."""
         future: Future[Result] = Future()
         with self._changed:
             if self._is_closing:
@@ -141,18 +148,20 @@ class Scheduler:
         """Takes no more jobs and waits until all are answered. Returns whether they were, within the time."""
         with self._changed:
             self._is_accepting = False
-            return self._changed.wait_for(lambda: not self._has_work and not self._is_busy, timeout=timeout_s)
+            return self._changed.wait_for(lambda: not (self._has_work or self._busy), timeout=timeout_s)
 
     def close(self) -> None:
-        """Stops the thread after the batch in hand; whatever still waits is told that the server is going."""
+        """Stops each thread after the batch in hand; whatever still waits is told that the server is going."""
         with self._changed:
             self._is_accepting = False
             self._is_closing = True
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         gone = NotServingError("the server shut down before it answered")
-        self._engine.abort(gone)
+        for engine in self._engines:
+            engine.abort(gone)
         waiting: list[Job] = [*self._scores.take_all(), *self._starts.take_all()]
         for job in waiting:
             job.deliver(Failed(gone))
@@ -161,45 +170,57 @@ class Scheduler:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self.queued or self._calls or self._engine.running)
+        return bool(self.queued or self._calls or self.running)
 
-    def _serve(self) -> None:
+    def _serve(self, engine: JobEngine) -> None:
+        self._begin_thread()
         while True:
             with self._changed:
-                self._is_busy = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._has_work or self._is_closing)
+                self._changed.wait_for(lambda: self.queued or self._calls or engine.running or self._is_closing)
                 if self._is_closing:
                     return
-                self._fill()
+                self._fill(engine)
                 call = self._calls.popleft() if self._calls else None
                 now = self._clock()
                 late = self._take_late(now)
-                scores = self._scores.take_batch(self._limits.batch, now, is_padded=self._engine.is_padded)
-                starts = self._starts.take_batch(self._room(), now, is_padded=self._engine.is_padded)
-                self._is_busy = True
+                scores = self._scores.take_batch(
+                    self._limited(len(self._scores), self._limits.batch.rows), now, is_padded=engine.is_padded
+                )
+                starts = self._starts.take_batch(
+                    self._limited(len(self._starts), self._room(engine)), now, is_padded=engine.is_padded
+                )
+                self._busy += 1
             for job in late:
                 job.deliver(Failed(OverloadedError("the input waited too long; repeat the request in a moment")))
-            self._run(call, scores, starts)
+            self._run(engine, call, scores, starts)
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
 
-    def _fill(self) -> None:
+    def _fill(self, engine: JobEngine) -> None:
         """Lets a batch fill for a moment when the engine is idle; the lock is free meanwhile."""
-        if self._engine.running or self._calls or self._limits.wait_s <= 0:
+        if engine.running or self._calls or self._limits.wait_s <= 0:
             return
         self._changed.wait_for(
             lambda: self.queued >= self._limits.batch.rows or self._is_closing, timeout=self._limits.wait_s
         )
 
+    def _room(self, engine: JobEngine) -> int:
+        """How many more answers an engine may generate."""
+        return -(-self._limits.running // len(self._engines)) - engine.running
+
+    def _limited(self, waiting: int, rows: int) -> BatchLimits:
+        """An engine's share of what waits, at most `rows`."""
+        free = len(self._engines) - self._busy
+        return BatchLimits(min(rows, self._limits.batch.rows, -(-waiting // free)), self._limits.batch.tokens)
+
     def _take_late(self, now: float) -> list[Job]:
         before = now - self._limits.queue_timeout_s
         return [*self._scores.take_expired(before), *self._starts.take_expired(before)]
 
-    def _room(self) -> BatchLimits:
-        rows = min(self._limits.batch.rows, self._limits.running - self._engine.running)
-        return BatchLimits(rows, self._limits.batch.tokens)
-
+    @staticmethod
     def _run(
-        self,
+        engine: JobEngine,
         call: tuple[Callable[[], Any], Future[Any]] | None,
         scores: Sequence[ScoreJob],
         starts: Sequence[GenerateJob],
@@ -208,10 +229,10 @@ class Scheduler:
             settle(*call)
         try:
             if scores:
-                self._engine.score(scores)
+                engine.score(scores)
             if starts:
-                self._engine.start(starts)
-            self._engine.step()
+                engine.start(starts)
+            engine.step()
         except Exception as error:
             logger.exception("the engine failed outside of any job")
             taken: list[Job] = [*scores, *starts]

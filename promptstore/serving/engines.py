@@ -2,7 +2,10 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from promptstore.lm.described_model import DescribedModel
 from promptstore.lm.frozen import FrozenModel
@@ -23,6 +26,9 @@ from promptstore.serving.options import ServerOptions
 from promptstore.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+# Of a CPU's cores: two batches side by side on one core each are answered sooner than one after the other on two.
+MOST_PARALLEL = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +54,26 @@ def open_engine(settings: Settings, options: ServerOptions) -> ServedEngine:
 def own_engine(model: FrozenModel, options: ServerOptions, *, spill_folder: Path | None = None) -> ServedEngine:
     """Answers with `model`, in batches of any mix."""
     decoding, reason = choose_decoding(model)
-    logger.info("%s: %s", model.fingerprint.architecture, reason)
+    count, threads = _parallel(model, options.parallel_batches)
+    logger.info("%s: %s; batches at a time: %d", model.fingerprint.architecture, reason, count)
     spill = None
     if spill_folder is not None and options.spill_bytes > 0:
         spill = DiskSpill(spill_folder, model, decoding, budget_bytes=options.spill_bytes)
     bank: PromptBank[LoadedPrompt] = PromptBank(model, decoding, budgets=options.budgets, spill=spill)
-    return ServedEngine(model, bank, Scheduler(Engine(model, bank, decoding), options.scheduler), reason)
+    engines = [Engine(model, bank, decoding)]
+    if count > 1:  # the model itself is left to the bank
+        twins = [model.twin() for _ in range(count)]
+        engines = [Engine(twin, bank, choose_decoding(twin)[0]) for twin in twins]
+    scheduler = Scheduler(engines, options.scheduler, begin_thread=partial(torch.set_num_threads, threads))
+    return ServedEngine(model, bank, scheduler, reason)
+
+
+def _parallel(model: FrozenModel, asked: int | None) -> tuple[int, int]:
+    """How many batches are computed at a time, and on how many threads each."""
+    threads = torch.get_num_threads()
+    is_plain_cpu = model.device.type == "cpu" and getattr(model.network, "hf_quantizer", None) is None
+    count = asked or (min(MOST_PARALLEL, threads) if is_plain_cpu else 1)
+    return count, max(1, threads // count)
 
 
 def vllm_engine(layer: InputLayer, options: ServerOptions, *, api_key: str | None = None) -> ServedEngine:

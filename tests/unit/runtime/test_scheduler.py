@@ -72,7 +72,7 @@ class StubEngine:
 
 @contextmanager
 def _running(engine: StubEngine, limits: SchedulerLimits = QUICK) -> Iterator[Scheduler]:
-    scheduler = Scheduler(engine, limits)
+    scheduler = Scheduler([engine], limits)
     scheduler.start()
     try:
         yield scheduler
@@ -111,7 +111,7 @@ def test_jobs_that_wait_together_are_answered_together_on_one_thread() -> None:
         engine.gate.set()
         _wait("all are answered", [first_answer, *(answer for _, answer in others)])
     assert engine.batches == [1, 10]
-    assert engine.threads == {"engine"}
+    assert engine.threads == {"engine-0"}
 
 
 def test_a_full_queue_refuses_a_whole_request_and_keeps_what_it_has() -> None:
@@ -153,7 +153,7 @@ def test_a_job_that_waited_too_long_is_refused_not_answered_late() -> None:
     engine = StubEngine()
     engine.gate.clear()
     now = [0.0]
-    scheduler = Scheduler(engine, SchedulerLimits(queue_timeout_s=5.0, wait_s=0.0), clock=lambda: now[0])
+    scheduler = Scheduler([engine], SchedulerLimits(queue_timeout_s=5.0, wait_s=0.0), clock=lambda: now[0])
     scheduler.start()
     blocker, blocker_answer = _score()
     scheduler.submit([blocker])
@@ -192,7 +192,7 @@ def test_a_cancelled_answer_stops() -> None:
 
 def test_calls_run_on_the_engines_thread_between_batches_and_hand_back_errors() -> None:
     with _running(StubEngine()) as scheduler:
-        assert scheduler.call(lambda: threading.current_thread().name).result(5) == "engine"
+        assert scheduler.call(lambda: threading.current_thread().name).result(5) == "engine-0"
         with pytest.raises(ZeroDivisionError):
             scheduler.call(lambda: 1 // 0).result(5)
         assert scheduler.is_alive
@@ -214,7 +214,7 @@ def test_draining_answers_what_waits_and_takes_nothing_new() -> None:
 def test_closing_tells_everybody_who_still_waits() -> None:
     engine = StubEngine()
     engine.gate.clear()
-    scheduler = Scheduler(engine, SchedulerLimits(batch=BatchLimits(rows=1), wait_s=0.0))
+    scheduler = Scheduler([engine], SchedulerLimits(batch=BatchLimits(rows=1), wait_s=0.0))
     scheduler.start()
     jobs = [_score(), _score()]
     endless, endless_answer = _generate(10**9)
