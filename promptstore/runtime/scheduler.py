@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import ceil
 from threading import Condition, Thread
 from typing import Any, Protocol, TypeVar
 
 from promptstore.errors import NotServingError, OverloadedError
 from promptstore.runtime.job import Failed, GenerateJob, Job, ScoreJob
-from promptstore.runtime.queue import BatchLimits, JobQueue
+from promptstore.runtime.queue import AnyJob, BatchLimits, JobQueue
 from promptstore.runtime.settling import settle
 
 Result = TypeVar("Result")
@@ -181,14 +182,12 @@ class Scheduler:
                     return
                 self._fill(engine)
                 call = self._calls.popleft() if self._calls else None
-                now = self._clock()
-                late = self._take_late(now)
-                scores = self._scores.take_batch(
-                    self._limited(len(self._scores), self._limits.batch.rows), now, is_padded=engine.is_padded
-                )
-                starts = self._starts.take_batch(
-                    self._limited(len(self._starts), self._room(engine)), now, is_padded=engine.is_padded
-                )
+                late = self._take_late(self._clock())
+                free = len(self._engines) - self._busy
+                # What waits is left to another engine while this one is busy with a call.
+                share = 0 if call is not None and free > 1 else 1 / free
+                scores = self._take(self._scores, share, self._limits.batch.rows, engine)
+                starts = self._take(self._starts, share, self._room(engine), engine)
                 self._busy += 1
             for job in late:
                 job.deliver(Failed(OverloadedError("the input waited too long; repeat the request in a moment")))
@@ -209,10 +208,10 @@ class Scheduler:
         """How many more answers an engine may generate."""
         return -(-self._limits.running // len(self._engines)) - engine.running
 
-    def _limited(self, waiting: int, rows: int) -> BatchLimits:
-        """An engine's share of what waits, at most `rows`."""
-        free = len(self._engines) - self._busy
-        return BatchLimits(min(rows, self._limits.batch.rows, -(-waiting // free)), self._limits.batch.tokens)
+    def _take(self, queue: JobQueue[AnyJob], share: float, rows: int, engine: JobEngine) -> Sequence[AnyJob]:
+        """A batch of at most a share of what waits."""
+        limits = BatchLimits(min(rows, self._limits.batch.rows, ceil(share * len(queue))), self._limits.batch.tokens)
+        return queue.take_batch(limits, self._clock(), is_padded=engine.is_padded)
 
     def _take_late(self, now: float) -> list[Job]:
         before = now - self._limits.queue_timeout_s

@@ -197,12 +197,13 @@ def _ask(client: httpx.Client, asked: Asked) -> httpx.Response:
 
 
 def _lay_out(live: LiveServer, decoding: Decoding) -> None:
-    """Makes the idle server's engine lay its batches out by `decoding`."""
+    """Makes the idle server's engines lay their batches out by `decoding`."""
     scheduler: Any = live.context.scheduler
 
     def replace_decoding() -> None:
-        scheduler._engine._decoding = decoding
-        scheduler._engine._running = decoding.start()
+        for engine in scheduler._engines:
+            engine._decoding = decoding
+            engine._running = decoding.start()
 
     scheduler.call(replace_decoding).result()
 

@@ -73,3 +73,14 @@ def test_a_vocabulary_without_pad_token_serves_padded_batches() -> None:
 def test_lengths_are_the_positions_that_the_model_has() -> None:
     assert tiny_gpt2(max_length=48).max_length == 48
     assert tiny_t5().max_length is None, "relative positions have no end"
+
+
+def test_a_twin_has_the_same_weights_and_a_network_of_its_own(model: FrozenModel) -> None:
+    twin = model.twin()
+    pairs = zip(model.network.named_parameters(), twin.network.named_parameters(), strict=True)
+    assert all(ours is theirs for (_, ours), (_, theirs) in pairs)
+    assert twin.head.weight.data_ptr() == model.head.weight.data_ptr()
+    assert twin.network is not model.network
+    assert twin.network.config is not model.network.config
+    layout = lay_out(model, [torch.ones(3, model.hidden_size)], [[5, 6]])
+    torch.testing.assert_close(label_logits(twin, layout, (11, 12)), label_logits(model, layout, (11, 12)))

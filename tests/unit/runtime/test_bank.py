@@ -77,6 +77,33 @@ def test_many_threads_load_a_prompt_once(model: FrozenModel) -> None:
     assert len(loads) == 1
 
 
+def test_threads_that_need_a_prompt_at_a_time_compute_it_once_and_find_others_meanwhile(model: FrozenModel) -> None:
+    bank = _bank(model, on_device=6)
+    _hold_all(bank, model)
+    there = bank.prepared(DIGESTS[1])
+    computing, go_on = threading.Event(), threading.Event()
+    compute = bank._decoding.prepare
+
+    def slow(*arguments: Any, **options: Any) -> PreparedPrompt:
+        computing.set()
+        assert go_on.wait(10)
+        return compute(*arguments, **options)
+
+    bank._decoding.prepare = slow  # type: ignore[method-assign]
+    found: list[PreparedPrompt] = []
+    threads = [threading.Thread(target=lambda: found.append(bank.prepared(DIGESTS[0]))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert computing.wait(10)
+    assert bank.prepared(DIGESTS[1]) is there
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len({id(each) for each in found}) == 1
+    assert bank.counts == Counter(computed=2, device=4)
+
+
 def test_a_load_that_fails_holds_nothing_and_may_be_tried_again(model: FrozenModel) -> None:
     bank = _bank(model, on_device=6)
 

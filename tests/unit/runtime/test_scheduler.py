@@ -71,13 +71,14 @@ class StubEngine:
 
 
 @contextmanager
-def _running(engine: StubEngine, limits: SchedulerLimits = QUICK) -> Iterator[Scheduler]:
-    scheduler = Scheduler([engine], limits)
+def _running(*engines: StubEngine, limits: SchedulerLimits = QUICK) -> Iterator[Scheduler]:
+    scheduler = Scheduler(engines, limits)
     scheduler.start()
     try:
         yield scheduler
     finally:
-        engine.gate.set()
+        for engine in engines:
+            engine.gate.set()
         scheduler.close()
 
 
@@ -117,7 +118,7 @@ def test_jobs_that_wait_together_are_answered_together_on_one_thread() -> None:
 def test_a_full_queue_refuses_a_whole_request_and_keeps_what_it_has() -> None:
     engine = StubEngine()
     engine.gate.clear()
-    with _running(engine, SchedulerLimits(queued=4, wait_s=0.0)) as scheduler:
+    with _running(engine, limits=SchedulerLimits(queued=4, wait_s=0.0)) as scheduler:
         blocker, blocker_answer = _score()
         scheduler.submit([blocker])
         assert engine.is_inside.wait(5)
@@ -133,7 +134,7 @@ def test_a_full_queue_refuses_a_whole_request_and_keeps_what_it_has() -> None:
 def test_jobs_that_nobody_waits_for_keep_no_place_in_the_queue() -> None:
     engine = StubEngine()
     engine.gate.clear()
-    with _running(engine, SchedulerLimits(queued=3, wait_s=0.0)) as scheduler:
+    with _running(engine, limits=SchedulerLimits(queued=3, wait_s=0.0)) as scheduler:
         scheduler.submit([_score()[0]])
         assert engine.is_inside.wait(5)
         waiting = [_score() for _ in range(3)]
@@ -170,7 +171,7 @@ def test_a_job_that_waited_too_long_is_refused_not_answered_late() -> None:
 
 def test_a_waiting_answer_joins_as_soon_as_a_running_one_leaves() -> None:
     engine = StubEngine()
-    with _running(engine, SchedulerLimits(running=2, wait_s=0.0)) as scheduler:
+    with _running(engine, limits=SchedulerLimits(running=2, wait_s=0.0)) as scheduler:
         jobs = [_generate(tokens) for tokens in (50, 3, 3, 3)]
         scheduler.submit([job for job, _ in jobs])
         _wait("all end", [answer for _, answer in jobs])
@@ -240,3 +241,57 @@ def test_the_thread_survives_an_engine_that_fails_and_the_jobs_are_told() -> Non
         scheduler.submit([again])
         _wait("the next is answered", [again_answer])
         assert again_answer.logits == (1.0,)
+
+
+def test_engines_share_what_waits_and_answer_side_by_side() -> None:
+    engines = [StubEngine(), StubEngine()]
+    for engine in engines:
+        engine.gate.clear()
+    with _running(*engines) as scheduler:
+        asked = [_score() for _ in range(10)]
+        scheduler.submit([job for job, _ in asked])
+        assert all(engine.is_inside.wait(5) for engine in engines)
+        assert scheduler.queued == 0
+        assert not scheduler.drain(0.05)
+        for engine in engines:
+            engine.gate.set()
+        _wait("all are answered", [answer for _, answer in asked])
+        assert scheduler.drain(5)
+    assert [engine.batches for engine in engines] == [[5], [5]]
+    assert engines[0].threads | engines[1].threads == {"engine-0", "engine-1"}
+
+
+def test_an_engine_that_is_free_takes_what_waits_while_another_is_busy() -> None:
+    busy, free = StubEngine(), StubEngine()
+    with _running(busy, free) as scheduler:
+        hold = threading.Event()
+        scheduler.call(lambda: hold.wait(10))
+        asked = [_score() for _ in range(6)]
+        scheduler.submit([job for job, _ in asked])
+        _wait("all are answered", [answer for _, answer in asked])
+        hold.set()
+    assert not (busy.batches and free.batches)  # whichever of them the call held
+    assert sum([*busy.batches, *free.batches]) == 6
+
+
+def test_answers_that_are_generated_are_shared_out_within_the_limit() -> None:
+    engines = [StubEngine(), StubEngine()]
+    with _running(*engines, limits=SchedulerLimits(running=4, wait_s=0.0)) as scheduler:
+        asked = [_generate(50) for _ in range(12)]
+        scheduler.submit([job for job, _ in asked])
+        _wait("all are answered", [answer for _, answer in asked])
+    assert [engine.most_running for engine in engines] == [2, 2]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_scheduler_one_of_whose_threads_has_ended_is_not_alive() -> None:
+    class Broken(StubEngine):
+        @property
+        def running(self) -> int:
+            raise SystemExit
+
+    with _running(StubEngine(), Broken()) as scheduler:
+        scheduler._threads[1].join(5)
+        assert not scheduler.is_alive
+        assert scheduler.problem
+        scheduler._engines = scheduler._engines[:1]

@@ -22,7 +22,7 @@ ASK = {"model": "sentiment", "input": "x"}
 
 @pytest.fixture(scope="module")
 def bounded(model: FrozenModel) -> Iterator[LiveServer]:
-    options = ServerOptions(poll_s=60, scheduler=SchedulerLimits(queued=8, wait_s=0.0))
+    options = ServerOptions(poll_s=60, parallel_batches=1, scheduler=SchedulerLimits(queued=8, wait_s=0.0))
     with live_server(store_of(model), model, options) as live:
         yield live
 

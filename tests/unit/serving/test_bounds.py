@@ -30,7 +30,7 @@ ASK = {"model": "sentiment", "input": "x"}
 
 @pytest.fixture(scope="module")
 def bounded(model: FrozenModel) -> Iterator[LiveServer]:
-    options = ServerOptions(poll_s=60, scheduler=SchedulerLimits(queued=8, wait_s=0.0))
+    options = ServerOptions(poll_s=60, parallel_batches=1, scheduler=SchedulerLimits(queued=8, wait_s=0.0))
     with live_server(store_of(model), model, options, body=SMALL) as live:
         yield live
 
@@ -320,12 +320,13 @@ def test_what_goes_wrong_in_a_request_is_logged_under_its_id(model: FrozenModel)
 
 def test_running_out_of_memory_is_a_503_that_may_be_repeated(model: FrozenModel) -> None:
     with live_server(store_of(model), model) as live:
-        engine: Any = live.context.scheduler
+        scheduler: Any = live.context.scheduler
 
         def no_memory(*_: object) -> None:
             raise torch.OutOfMemoryError("no room")
 
-        engine._engine._decoding.read = no_memory
+        for each in scheduler._engines:
+            each._decoding.read = no_memory
         answer = httpx.post(f"{live.url}/v1/classify", json=ASK, timeout=60)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
     assert answer.headers["retry-after"] == "1"

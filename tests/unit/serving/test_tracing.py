@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from promptstore.lm.frozen import FrozenModel
 from promptstore.serving.exporting import exporting_tracer
+from promptstore.serving.options import ServerOptions
 from promptstore.serving.tracing import OpenTelemetryTracer
 from promptstore.settings import Settings
 from promptstore.testing.served import live_server, store_of
@@ -51,7 +52,8 @@ def _check_beneath(request: ReadableSpan, work: ReadableSpan) -> None:
 def test_queue_and_batch_are_spans_within_the_work(model: FrozenModel) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    with live_server(store_of(model), model, tracer=OpenTelemetryTracer(provider)) as live:
+    options = ServerOptions(parallel_batches=1)
+    with live_server(store_of(model), model, options, tracer=OpenTelemetryTracer(provider)) as live:
         held = threading.Event()
         live.context.scheduler.call(lambda: held.wait(0.2))
         httpx.post(f"{live.url}/v1/classify", json={"model": "sentiment", "input": "a"})
