@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +53,7 @@ def open_engine(settings: Settings, options: ServerOptions) -> ServedEngine:
 def own_engine(model: FrozenModel, options: ServerOptions, *, spill_folder: Path | None = None) -> ServedEngine:
     """Answers with `model`, in batches of any mix."""
     decoding, reason = choose_decoding(model)
-    count, threads = _parallel(model, options.parallel_batches)
+    count = options.parallel_batches or _most_parallel(model)
     logger.info("%s: %s; batches at a time: %d", model.fingerprint.architecture, reason, count)
     spill = None
     if spill_folder is not None and options.spill_bytes > 0:
@@ -64,16 +63,14 @@ def own_engine(model: FrozenModel, options: ServerOptions, *, spill_folder: Path
     if count > 1:  # the model itself is left to the bank
         twins = [model.twin() for _ in range(count)]
         engines = [Engine(twin, bank, choose_decoding(twin)[0]) for twin in twins]
-    scheduler = Scheduler(engines, options.scheduler, begin_thread=partial(torch.set_num_threads, threads))
-    return ServedEngine(model, bank, scheduler, reason)
-
-
-def _parallel(model: FrozenModel, asked: int | None) -> tuple[int, int]:
-    """How many batches are computed at a time, and on how many threads each."""
     threads = torch.get_num_threads()
+    share_cores = lambda busy: torch.set_num_threads(max(1, threads // busy))  # noqa: E731 - of the calling thread
+    return ServedEngine(model, bank, Scheduler(engines, options.scheduler, before_batch=share_cores), reason)
+
+
+def _most_parallel(model: FrozenModel) -> int:
     is_plain_cpu = model.device.type == "cpu" and getattr(model.network, "hf_quantizer", None) is None
-    count = asked or (min(MOST_PARALLEL, threads) if is_plain_cpu else 1)
-    return count, max(1, threads // count)
+    return min(MOST_PARALLEL, torch.get_num_threads()) if is_plain_cpu else 1
 
 
 def vllm_engine(layer: InputLayer, options: ServerOptions, *, api_key: str | None = None) -> ServedEngine:

@@ -274,13 +274,33 @@ def test_an_engine_that_is_free_takes_what_waits_while_another_is_busy() -> None
     assert sum([*busy.batches, *free.batches]) == 6
 
 
-def test_answers_that_are_generated_are_shared_out_within_the_limit() -> None:
+def test_texts_are_generated_by_the_first_engine_in_one_batch() -> None:
     engines = [StubEngine(), StubEngine()]
     with _running(*engines, limits=SchedulerLimits(running=4, wait_s=0.0)) as scheduler:
         asked = [_generate(50) for _ in range(12)]
         scheduler.submit([job for job, _ in asked])
         _wait("all are answered", [answer for _, answer in asked])
-    assert [engine.most_running for engine in engines] == [2, 2]
+        scored = [_score() for _ in range(4)]
+        scheduler.submit([job for job, _ in scored])
+        _wait("all are answered", [answer for _, answer in scored])
+    assert [engine.most_running for engine in engines] == [4, 0]
+
+
+def test_an_engine_hears_how_many_are_at_work_before_each_batch() -> None:
+    engines, heard = [StubEngine(), StubEngine()], []
+    for engine in engines:
+        engine.gate.clear()
+    scheduler = Scheduler(engines, QUICK, before_batch=lambda busy: heard.append((threading.get_ident(), busy)))
+    scheduler.start()
+    asked = [_score() for _ in range(2)]
+    scheduler.submit([job for job, _ in asked])
+    assert all(engine.is_inside.wait(5) for engine in engines)
+    for engine in engines:
+        engine.gate.set()
+    assert scheduler.drain(5)
+    scheduler.close()
+    assert [busy for _, busy in heard] == [1, 2]
+    assert len({thread for thread, _ in heard}) == 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
