@@ -39,10 +39,11 @@ from promptstore.testing.servers.vllm import vllm_server
 
 COMMAND = "make bench-vllm"
 TURNS = 3
-# Requests: one under each prompt to warm both servers, and those that are measured.
+# Requests: one under each prompt to warm both servers, and those that are measured, so many that a turn's beginning and
+# end, when fewer than all clients wait, count for little.
 WARMING = slice(0, PROMPTS)
-SCORED = slice(PROMPTS, PROMPTS + 192)
-GENERATED = slice(PROMPTS + 192, PROMPTS + 192 + 96)
+SCORED = slice(PROMPTS, PROMPTS + 576)
+GENERATED = slice(SCORED.stop, SCORED.stop + 192)
 NEW_TOKENS = 16
 AT_ONCE = 32
 LABELS, TEXT = "label scoring", f"{NEW_TOKENS}-token generation"
