@@ -114,7 +114,9 @@ def oracle(model: FrozenModel, store: PromptStore) -> Oracle:
 @pytest.fixture(scope="module")
 def live(store: PromptStore, model: FrozenModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     spill = tmp_path_factory.mktemp("prepared")
-    with live_server(store, model, ServerOptions(poll_s=0.02, budgets=BUDGETS), spill_folder=spill) as found:
+    with live_server(
+        store, model, ServerOptions(poll_s=0.02, budgets=BUDGETS, parallel_batches=2), spill_folder=spill
+    ) as found:
         yield found
         assert any(spill.iterdir()), "no prompt ever went to disk"
 

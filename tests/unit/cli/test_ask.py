@@ -52,7 +52,16 @@ REFS = ("sentiment", "answer")
 
 
 @pytest.mark.parametrize(
-    "flag", ["--max-queued", "--queue-timeout", "--max-batch", "--max-body-bytes", "--max-texts", "--device-mib"]
+    "flag",
+    [
+        "--max-queued",
+        "--queue-timeout",
+        "--max-batch",
+        "--parallel-batches",
+        "--max-body-bytes",
+        "--max-texts",
+        "--device-mib",
+    ],
 )
 def test_a_bound_of_nothing_is_a_mistake_in_the_command(flag: str) -> None:
     done = CliRunner().invoke(app, ["serve", flag, "0"])
