@@ -46,6 +46,11 @@ def test_answers_do_not_depend_on_it(model: FrozenModel) -> None:
     assert model.weights_digest_now() == weights
 
 
-def test_by_default_a_cpu_takes_as_many_as_it_has_threads_up_to_four(model: FrozenModel) -> None:
+@pytest.mark.parametrize(("threads", "engines"), [(1, 1), (3, 3), (16, 4)])
+def test_by_default_a_cpu_takes_as_many_as_it_has_threads_up_to_four(
+    model: FrozenModel, monkeypatch: pytest.MonkeyPatch, threads: int, engines: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     with live_server(store_of(model), model) as live:
-        assert len(live.context.scheduler._engines) == min(4, torch.get_num_threads())  # type: ignore[attr-defined]
+        assert len(live.context.scheduler._engines) == engines  # type: ignore[attr-defined]
