@@ -9,7 +9,7 @@ import platformdirs
 
 from infra.bench.tuning_peft import PeftSettings, train_with_peft
 from infra.bench.tuning_tasks import TASKS, load_split
-from promptstore.core.ensemble import COMBINATIONS, Ensemble
+from promptstore.core.ensemble import Ensemble
 from promptstore.core.prompt import SoftPrompt
 from promptstore.lm.source import find_model, open_model
 from promptstore.tuning.config import TuneConfig
@@ -25,7 +25,12 @@ SOURCE = "asset:smollm2-135m"
 # Rows at the end of the training split that choose our best step; neither side trains on them.
 SELECTION_ROWS = 150
 LESTER_TASK = "trec6"
-LESTER_SEEDS = {"vocabulary": range(5)}
+# Their settings beside our defaults, which begin with the labels and have 20 virtual tokens.
+LESTER_SETTINGS: dict[str, dict[str, Any]] = {
+    "vocabulary": {"initialise": "vocabulary"},
+    "uniform": {"initialise": "uniform"},
+    **{f"length-{length}": {"num_virtual_tokens": length, "initialise": "vocabulary"} for length in (1, 5, 100)},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,32 +120,16 @@ class QualityRuns:
             "accuracy": evaluate(self._model, TASKS[task], best.result.prompt, held_out(task)).value,
         }
 
-    def lester(self) -> dict[str, Any]:
-        """Initialisers, lengths and an ensemble, all fitted together."""
-        kinds: dict[str, dict[str, Any]] = {
-            "labels": {"initialise": "labels"},
-            "vocabulary": {"initialise": "vocabulary"},
-            "uniform": {"initialise": "uniform"},
-            **{
-                f"length {length}": {"num_virtual_tokens": length, "initialise": "vocabulary"} for length in (1, 5, 100)
-            },
-        }
-        seeds = {name: LESTER_SEEDS.get(name, range(3)) for name in kinds}
-        jobs = [
-            job(LESTER_TASK, f"{name}/{seed}", seed=seed, **settings)
-            for name, settings in kinds.items()
-            for seed in seeds[name]
-        ]
-        results = self._fitted(jobs)
-        cases = [EvaluationCase(TASKS[LESTER_TASK], each.last, held_out(LESTER_TASK)) for each in results.values()]
-        found = dict(zip(results, evaluate_all(self._model, cases), strict=True))
-        members = [found[f"vocabulary/{seed}"] for seed in seeds["vocabulary"]]
-        mean, vote = (combine(members, Ensemble(len(members), each)) for each in COMBINATIONS)
+    def lester(self, setting: str, seeds: Sequence[int]) -> dict[str, Any]:
+        """The last step of every seed, without selection, and what the seeds say together."""
+        jobs = [job(LESTER_TASK, f"seed {seed}", seed=seed, **LESTER_SETTINGS[setting]) for seed in seeds]
+        prompts = [result.last for result in self._fitted(jobs).values()]
+        task, rows = TASKS[LESTER_TASK], held_out(LESTER_TASK)
+        members = list(evaluate_all(self._model, [EvaluationCase(task, each, rows) for each in prompts]))
+        vote = combine(members, Ensemble(len(members), "vote"))
         return {
-            "accuracy": {name: [found[f"{name}/{seed}"].value for seed in seeds[name]] for name in kinds},
+            "accuracy": [each.value for each in members],
             "ensemble": vote.value,
-            "ensemble_mean": mean.value,
-            "ensemble_average": vote.member_metrics["member_average_accuracy"],
             "ensemble_best": vote.member_metrics["member_best_accuracy"],
         }
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import mean, stdev
 
-from infra.bench.quality import SEEDS, TASKS, Cell, finished, time_to
+from infra.bench.quality import ENSEMBLE, SEEDS, TASKS, Cell, finished, lester_accuracies, time_to
 
 
 def main() -> None:
@@ -32,12 +32,11 @@ def against_peft(cells: dict[str, Cell]) -> list[str]:
 
 def lester(cells: dict[str, Cell]) -> list[str]:
     """Initialisers, lengths and the ensemble, at the last step."""
-    if (cell := cells.get("lester")) is None:
-        return ["Lester's orderings are not measured yet."]
     lines = ["| setting | accuracy |", "|---|---|"]
-    lines += [f"| {name} | {spread(values)} |" for name, values in cell["accuracy"].items()]
-    names = ("ensemble", "ensemble_average", "ensemble_best")
-    return [*lines, *(f"| {name.replace('_', ', ')} | {cell[name]:.3f} |" for name in names)]
+    lines += [f"| {name} | {spread(values)} |" for name, values in lester_accuracies(cells).items()]
+    if (members := cells.get(f"lester-{ENSEMBLE}")) is not None:
+        lines += [f"| {name.replace('_', ', ')} | {members[name]:.3f} |" for name in ("ensemble", "ensemble_best")]
+    return lines
 
 
 def spread(values: Sequence[float]) -> str:
