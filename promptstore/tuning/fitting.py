@@ -50,6 +50,7 @@ class Fitting:
         self._tensors = self._parameters()
         self._states = {name: start_state(self.config.optimiser, each) for name, each in self._tensors.items()}
         self.step = 0
+        self._average = self.prompt.detach().clone()
         self.best_prompt = self.prompt.detach().clone()
         self.best = Best(step=0, value=-inf, loss=inf, looks_since=0)
         self.cause: str | None = None
@@ -70,6 +71,11 @@ class Fitting:
     def label_token_ids(self) -> Sequence[int]:
         """The labels to choose between, empty where the loss is over the whole vocabulary."""
         return self.prepared.train.label_token_ids if self.config.loss == "labels" else ()
+
+    @property
+    def candidate(self) -> Tensor:
+        """What would be the result now: the mean of the steps at the end that are averaged, before them the prompt."""
+        return self.prompt if self._averaged_steps < 1 else self._average
 
     @property
     def metric(self) -> str:
@@ -112,6 +118,8 @@ class Fitting:
         self._is_alive = self._is_alive & torch.isfinite(norm) & torch.isfinite(loss.to(norm.device))
         self._move(torch.where(self._is_alive, gradient, 0.0))
         self.prompt.grad = None
+        if self._averaged_steps > 0:
+            self._average.lerp_(self.prompt.detach(), 1 / self._averaged_steps)
         self.records.append(Record(self.step, loss, norm))
 
     def take_records(self) -> list[Record]:
@@ -137,7 +145,7 @@ class Fitting:
         is_best = self.best.step == 0 or (sign * value, -loss) > (sign * self.best.value, -self.best.loss)
         if is_best:
             self.best = Best(self.step, value, loss, looks_since=0)
-            self.best_prompt = self.prompt.detach().clone()
+            self.best_prompt = self.candidate.detach().clone()
         else:
             self.best.looks_since += 1
         return value, loss, is_best
@@ -157,7 +165,7 @@ class Fitting:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps besides `figures`."""
-        kept = {"prompt": self.prompt.detach(), "best": self.best_prompt}
+        kept = {"prompt": self.prompt.detach(), "average": self._average, "best": self.best_prompt}
         return {**kept, **self._inner_tensors()}
 
     def figures(self) -> dict[str, Any]:
@@ -173,11 +181,17 @@ class Fitting:
         """Goes back to where `tensors` and `figures` were taken."""
         with torch.no_grad():
             self.prompt.copy_(tensors["prompt"])
+            self._average.copy_(tensors["average"])
             self.best_prompt.copy_(tensors["best"])
             for name, tensor in self._inner_tensors().items():
                 tensor.copy_(tensors[name])
         self.step, self.seconds, self.cause = int(figures["step"]), float(figures["seconds"]), figures["cause"]
         self.best = Best(*figures["best"])
+
+    @property
+    def _averaged_steps(self) -> int:
+        """How many steps the mean is of; below 1 before the first of them."""
+        return self.step - round(self.config.steps * (1 - self.config.average_tail))
 
     def _first_values(self, model: FrozenModel) -> Tensor:
         if self.job.warm_start is not None:

@@ -13,15 +13,18 @@ from promptstore.testing.servers.process import MissingServerError, ServerProces
 ENVIRONMENT = Path(__file__).parents[3] / ".venv-vllm"
 START_TIMEOUT_S = 900.0
 CACHE_GIB = 1
-# The smallest that its CPU kernels take; the default of 128 would cache no prompt by itself.
-BLOCK = 32
+# Positions of a block of its prefix cache, which keeps whole blocks: the smallest that its CPU kernels take.
+SMALLEST_BLOCK = 32
 
 
 @contextmanager
-def vllm_server(model: Path, *, dtype: str, threads: int = 2, is_compiled: bool = False) -> Iterator[str]:
+def vllm_server(
+    model: Path, *, dtype: str, threads: int = 2, is_compiled: bool = False, block: int | None = SMALLEST_BLOCK
+) -> Iterator[str]:
     """A vLLM for one model folder, with a prefix cache, that takes prompt embeddings; gives its URL.
 
-    is_compiled: as vLLM runs by default, which is faster and takes a minute more to start.
+    is_compiled: as vLLM runs by default, which is faster and takes a minute more to start. block: `None` for its own
+    choice, which is 128 on a CPU, so that its cache keeps no prompt of 100 virtual tokens by itself.
 
     Raises:
         MissingServerError: the environment was not made on this machine.
@@ -33,7 +36,8 @@ def vllm_server(model: Path, *, dtype: str, threads: int = 2, is_compiled: bool 
     command = [
         *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", model),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--max-model-len", "2048"),
-        *("--enable-prompt-embeds", "--enable-prefix-caching", "--max-num-seqs", "32", "--block-size", str(BLOCK)),
+        *("--enable-prompt-embeds", "--enable-prefix-caching", "--max-num-seqs", "32"),
+        *(() if block is None else ("--block-size", str(block))),
         *(() if is_compiled else ("--enforce-eager",)),
     ]
     environment = {

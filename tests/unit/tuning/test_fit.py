@@ -131,7 +131,7 @@ def test_a_text_task_learns_by_teacher_forcing(make: MakeModel) -> None:
 
 def test_the_best_prompt_is_the_one_that_validation_liked_best() -> None:
     model = tiny_llama()
-    job = sentiment_job(steps=40, evaluate_every=4, learning_rate=0.3)
+    job = sentiment_job(steps=40, evaluate_every=4, learning_rate=0.3, average_tail=0.0)
     events = list(fit(model, [job]))
     looks = [event for event in events if isinstance(event, ValidationReport)]
     result = results(events)["one"]
@@ -142,6 +142,21 @@ def test_the_best_prompt_is_the_one_that_validation_liked_best() -> None:
     assert evaluate(model, SENTIMENT, result.prompt, job.validation).value == pytest.approx(best.value)
     last = evaluate(model, SENTIMENT, result.last, job.validation)
     assert last.value == pytest.approx(looks[-1].value)
+
+
+def test_at_the_end_the_mean_of_the_last_steps_is_validated_and_kept() -> None:
+    """A constant rate and one look, so that shorter fits end at the steps of the longer one."""
+    model, settings = tiny_llama(), {"schedule": "constant", "warmup_steps": 0, "evaluate_every": 50}
+    jobs = [sentiment_job(f"{steps}", steps=steps, average_tail=0.0, **settings) for steps in (6, 7, 8)]
+    averaged = sentiment_job("averaged", steps=8, average_tail=0.375, **settings)
+    events = list(fit(model, [*jobs, averaged]))
+    found = results(events)
+    mean = np.mean([found[job.name].last.embeddings for job in jobs], axis=0)
+    spread = np.abs(found["8"].last.embeddings - found["6"].last.embeddings).max()
+    np.testing.assert_allclose(found["averaged"].prompt.embeddings, mean, atol=2e-3 * spread)
+    np.testing.assert_allclose(found["averaged"].last.embeddings, found["8"].last.embeddings, atol=2e-3 * spread)
+    looked = evaluate(model, SENTIMENT, found["averaged"].prompt, averaged.validation)
+    assert looked.value == pytest.approx(found["averaged"].value)
 
 
 def test_patience_ends_a_fit_that_no_longer_gets_better() -> None:
