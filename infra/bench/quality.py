@@ -15,8 +15,7 @@ from typing import Any
 
 from infra.bench.measurement import Measurement, measured
 from infra.bench.quality_runs import BUDGETS, LESTER_SETTINGS, LESTER_TASK, QualityRuns
-from infra.bench.tuning_cells import KeptCell
-from promptstore.lm.placement import choose_placement
+from infra.bench.tuning_cells import KeptCell, folder_of_device
 from promptstore.tuning.config import TuneConfig
 
 COMMAND = "make bench-quality"
@@ -99,10 +98,7 @@ def _peers(name: str, task: str, compute: Callable[[QualityRuns], Cell]) -> Plan
 
 
 def _cell(settings: str, task: str, name: str) -> KeptCell:
-    """Accuracy is of a dtype, and seconds are of a device."""
-    place = choose_placement("auto", "auto")
-    folder = f"{place.device.type}-{str(place.dtype).removeprefix('torch.')}"
-    return KeptCell(CELLS / folder / settings / BUDGETS[task].name / f"{name}.json")
+    return KeptCell(CELLS / folder_of_device() / settings / BUDGETS[task].name / f"{name}.json")
 
 
 def time_to(course: Sequence[Sequence[float]], accuracy: float) -> float:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptstore.lm.placement import choose_placement
 from promptstore.store.files import write_atomically
+
+
+def folder_of_device() -> str:
+    """Accuracy is of a dtype, and seconds are of a device: what was measured with others is not mixed in."""
+    place = choose_placement("auto", "auto")
+    return f"{place.device.type}-{str(place.dtype).removeprefix('torch.')}"
 
 
 @dataclass(frozen=True, slots=True)

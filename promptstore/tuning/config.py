@@ -28,7 +28,7 @@ class TuneConfig:
     residual_width: of the hidden layer through which the prompt is fitted (`promptstore.tuning.residual`), 0 for none.
     average_tail: share of the steps, at the end, whose prompts are averaged, 0 for none: what is validated from there
         on is their mean so far (Polyak and Juditsky 1992), which is steadier than the last step.
-    evaluate_every: steps between validations; the best prompt seen is the result.
+    evaluate_every: steps between validations. The result is the latest prompt within a standard error of the best.
     patience: validations without a better result before the fit stops early, 0 for never.
     max_train_rows, max_validation_rows: at most so many rows, drawn by `seed`; 0 for all. Validation rows are those
         looked at during the fit; the final evaluation is the caller's.

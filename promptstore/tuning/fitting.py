@@ -1,7 +1,7 @@
 """One prompt while it is fitted: its values, its optimiser, its place in the data and the best it has been."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from promptstore.tuning.events import FitResult, StopReason
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fit_job import PreparedJob
 from promptstore.tuning.initialise import initialise
-from promptstore.tuning.metrics import LOWER_IS_BETTER, METRICS, Columns, main_metric
+from promptstore.tuning.metrics import LOWER_IS_BETTER, METRICS, Columns, main_metric, standard_error
 from promptstore.tuning.optimiser import apply_step, clip, start_state
 from promptstore.tuning.passes import Group
 from promptstore.tuning.residual import RATE, fold, gradients, start_residual
@@ -31,12 +31,17 @@ class Record(NamedTuple):
 
 @dataclass(slots=True)
 class Best:
-    """The best validation so far. value: of the task's metric; loss breaks ties."""
+    """The validation of the prompt that is kept, and the highest so far. value: of the task's metric; loss breaks ties.
 
-    step: int
-    value: float
-    loss: float
-    looks_since: int
+    looks_since: the highest.
+    """
+
+    step: int = 0
+    value: float = -inf
+    loss: float = inf
+    highest: float = -inf
+    highest_loss: float = inf
+    looks_since: int = 0
 
 
 class Fitting:
@@ -52,7 +57,7 @@ class Fitting:
         self.step = 0
         self._average = self.prompt.detach().clone()
         self.best_prompt = self.prompt.detach().clone()
-        self.best = Best(step=0, value=-inf, loss=inf, looks_since=0)
+        self.best = Best()
         self.cause: str | None = None
         self.seconds = 0.0
         self.records: list[Record] = []
@@ -137,18 +142,24 @@ class Fitting:
             )
 
     def validated(self, columns: Columns) -> tuple[float, float, bool]:
-        """Takes in a validation: value, loss, and whether it is the best so far."""
+        """Takes in a validation: value, loss, and whether this prompt is kept.
+
+        It is, unless an earlier one was better by more than a standard error (Breiman et al. 1984): among values that
+        few rows cannot tell apart the latest prompt has learned most, and picking the highest picks luck.
+        """
         value = METRICS[self.job.task.kind][self.metric](columns)
         scores = columns["log_probability"]
         loss = float(-np.sum(scores) / np.sum(columns.get("target_tokens", np.ones_like(scores))))
-        sign = -1.0 if self.metric in LOWER_IS_BETTER else 1.0
-        is_best = self.best.step == 0 or (sign * value, -loss) > (sign * self.best.value, -self.best.loss)
-        if is_best:
-            self.best = Best(self.step, value, loss, looks_since=0)
+        best, sign = self.best, -1.0 if self.metric in LOWER_IS_BETTER else 1.0
+        best.looks_since += 1
+        if best.step == 0 or (sign * value, -loss) > (sign * best.highest, -best.highest_loss):
+            best.highest, best.highest_loss, best.looks_since = value, loss, 0
+        error = standard_error(self.metric, best.highest, len(scores))
+        is_kept = sign * value >= sign * best.highest - error
+        if is_kept:
+            best.step, best.value, best.loss = self.step, value, loss
             self.best_prompt = self.candidate.detach().clone()
-        else:
-            self.best.looks_since += 1
-        return value, loss, is_best
+        return value, loss, is_kept
 
     def result(self, model: FrozenModel, reason: StopReason) -> FitResult:
         return FitResult(
@@ -173,7 +184,7 @@ class Fitting:
         return {
             "step": self.step,
             "seconds": self.seconds,
-            "best": [best.step, best.value, best.loss, best.looks_since],
+            "best": asdict(best),
             "cause": self.cause,
         }
 
@@ -186,7 +197,7 @@ class Fitting:
             for name, tensor in self._inner_tensors().items():
                 tensor.copy_(tensors[name])
         self.step, self.seconds, self.cause = int(figures["step"]), float(figures["seconds"]), figures["cause"]
-        self.best = Best(*figures["best"])
+        self.best = Best(**figures["best"])
 
     @property
     def _averaged_steps(self) -> int:

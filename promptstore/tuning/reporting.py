@@ -79,8 +79,8 @@ def validation_reports(
     prompts = [fitting.candidate for fitting in due]
     scored = score(model, passes, budget, prompts, [fitting.prepared.validation for fitting in due])
     for fitting, columns in zip(due, scored, strict=True):
-        value, loss, is_best = fitting.validated(columns)
-        yield ValidationReport(fitting.name, fitting.step, fitting.metric, value, loss, is_best)
+        value, loss, is_kept = fitting.validated(columns)
+        yield ValidationReport(fitting.name, fitting.step, fitting.metric, value, loss, is_kept)
 
 
 def memory_notice(budget: TokenBudget) -> Iterator[Notice]:

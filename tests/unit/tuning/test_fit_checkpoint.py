@@ -45,7 +45,7 @@ def facts(events: Iterator[FitEvent]) -> dict[tuple[str, str, int], object]:
             case StepReport():
                 found["step", event.job, event.step] = (event.loss, event.learning_rate, event.gradient_norm)
             case ValidationReport():
-                found["validation", event.job, event.step] = (event.value, event.loss, event.is_best)
+                found["validation", event.job, event.step] = (event.value, event.loss, event.is_kept)
             case FitFinished(job, result):
                 figures = (result.best_step, result.steps, result.value, result.reason)
                 tensors = (result.prompt.embeddings.tobytes(), result.last.embeddings.tobytes())
