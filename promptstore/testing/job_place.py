@@ -26,7 +26,6 @@ QUICK: Mapping[str, Any] = {
     "batch_size": 8,
     "num_virtual_tokens": 8,
     "learning_rate": 0.3,
-    "average_tail": 0.0,
 }
 # From random tokens versions of other seeds and data differ, and are about as good.
 FROM_TOKENS: Mapping[str, Any] = {**QUICK, "initialise": "vocabulary"}

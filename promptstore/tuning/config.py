@@ -26,9 +26,7 @@ class TuneConfig:
     loss: of a classification, cross-entropy over its labels' first tokens ("labels") or all tokens ("vocabulary").
     clip_norm: bound of the norm of the prompt's gradient, 0 for none.
     residual_width: of the hidden layer through which the prompt is fitted (`promptstore.tuning.residual`), 0 for none.
-    average_tail: share of the steps, at the end, whose prompts are averaged, 0 for none: what is validated from there
-        on is their mean so far (Polyak and Juditsky 1992), which is steadier than the last step.
-    evaluate_every: steps between validations. The result is the latest prompt within a standard error of the best.
+    evaluate_every: steps between validations; the best prompt seen is the result.
     patience: validations without a better result before the fit stops early, 0 for never.
     max_train_rows, max_validation_rows: at most so many rows, drawn by `seed`; 0 for all. Validation rows are those
         looked at during the fit; the final evaluation is the caller's.
@@ -51,7 +49,6 @@ class TuneConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     residual_width: int = 0
-    average_tail: float = 0.25
     evaluate_every: int = 50
     patience: int = 0
     seed: int = 0
@@ -72,7 +69,6 @@ class TuneConfig:
         counts = ("warmup_steps", "patience", "residual_width", "max_train_rows", "max_validation_rows")
         for name in (*counts, "weight_decay", "clip_norm"):
             _require(getattr(self, name) >= 0, name, "at least 0")
-        _require(0 <= self.average_tail < 1, "average_tail", "at least 0 and below 1")
         _require(0 < self.learning_rate <= 1000, "learning_rate", "above 0 and at most 1000")
         _require(self.warmup_steps <= self.steps, "warmup_steps", "at most `steps`")
         _require(0 <= self.seed < 2**63, "seed", "0 to 2^63 - 1")

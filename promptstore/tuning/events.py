@@ -38,26 +38,23 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class ValidationReport:
-    """A look at the validation rows. metric, value: what the prompt is chosen by; loss: mean over the rows.
-
-    is_kept: no earlier one was better by more than a standard error, so that this one is the result so far.
-    """
+    """A look at the validation rows. metric, value: what the best prompt is chosen by; loss: mean over the rows."""
 
     job: str
     step: int
     metric: str
     value: float
     loss: float
-    is_kept: bool
+    is_best: bool
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """What came out for one prompt.
 
-    prompt: the latest one that validation found within a standard error of the best. last: as it was after the last
-    step. best_step, metric, value: of `prompt`. reason: the budget of steps was used up, patience ran out, or the fit
-    diverged; then `cause` says how, and `prompt` is from before.
+    prompt: the one that did best in validation. last: as it was after the last step. metric, value: of the best.
+    reason: the budget of steps was used up, patience ran out, or the fit diverged; then `cause` says how, and `prompt`
+    is the best one from before.
     """
 
     prompt: SoftPrompt

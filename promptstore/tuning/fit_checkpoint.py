@@ -20,7 +20,7 @@ from promptstore.store.objects import ObjectStore
 from promptstore.tuning.events import FitResult
 from promptstore.tuning.fitting import Fitting
 
-FORMAT = 2
+FORMAT = 1
 # safetensors' own header would hold these too, but writes several entries in no certain order.
 FIGURES = "figures"
 RESULT_FIGURES = ("best_step", "steps", "metric", "value", "reason", "cause", "seconds")

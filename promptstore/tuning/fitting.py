@@ -1,7 +1,7 @@
 """One prompt while it is fitted: its values, its optimiser, its place in the data and the best it has been."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from promptstore.tuning.events import FitResult, StopReason
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fit_job import PreparedJob
 from promptstore.tuning.initialise import initialise
-from promptstore.tuning.metrics import LOWER_IS_BETTER, METRICS, Columns, main_metric, standard_error
+from promptstore.tuning.metrics import LOWER_IS_BETTER, METRICS, Columns, main_metric
 from promptstore.tuning.optimiser import apply_step, clip, start_state
 from promptstore.tuning.passes import Group
 from promptstore.tuning.residual import RATE, fold, gradients, start_residual
@@ -31,17 +31,12 @@ class Record(NamedTuple):
 
 @dataclass(slots=True)
 class Best:
-    """The validation of the prompt that is kept, and the highest so far. value: of the task's metric; loss breaks ties.
+    """The best validation so far. value: of the task's metric; loss breaks ties."""
 
-    looks_since: the highest.
-    """
-
-    step: int = 0
-    value: float = -inf
-    loss: float = inf
-    highest: float = -inf
-    highest_loss: float = inf
-    looks_since: int = 0
+    step: int
+    value: float
+    loss: float
+    looks_since: int
 
 
 class Fitting:
@@ -55,9 +50,8 @@ class Fitting:
         self._tensors = self._parameters()
         self._states = {name: start_state(self.config.optimiser, each) for name, each in self._tensors.items()}
         self.step = 0
-        self._average = self.prompt.detach().clone()
         self.best_prompt = self.prompt.detach().clone()
-        self.best = Best()
+        self.best = Best(step=0, value=-inf, loss=inf, looks_since=0)
         self.cause: str | None = None
         self.seconds = 0.0
         self.records: list[Record] = []
@@ -76,11 +70,6 @@ class Fitting:
     def label_token_ids(self) -> Sequence[int]:
         """The labels to choose between, empty where the loss is over the whole vocabulary."""
         return self.prepared.train.label_token_ids if self.config.loss == "labels" else ()
-
-    @property
-    def candidate(self) -> Tensor:
-        """What would be the result now: the mean of the steps at the end that are averaged, before them the prompt."""
-        return self.prompt if self._averaged_steps < 1 else self._average
 
     @property
     def metric(self) -> str:
@@ -123,8 +112,6 @@ class Fitting:
         self._is_alive = self._is_alive & torch.isfinite(norm) & torch.isfinite(loss.to(norm.device))
         self._move(torch.where(self._is_alive, gradient, 0.0))
         self.prompt.grad = None
-        if self._averaged_steps > 0:
-            self._average.lerp_(self.prompt.detach(), 1 / self._averaged_steps)
         self.records.append(Record(self.step, loss, norm))
 
     def take_records(self) -> list[Record]:
@@ -142,24 +129,18 @@ class Fitting:
             )
 
     def validated(self, columns: Columns) -> tuple[float, float, bool]:
-        """Takes in a validation: value, loss, and whether this prompt is kept.
-
-        It is, unless an earlier one was better by more than a standard error (Breiman et al. 1984): among values that
-        few rows cannot tell apart the latest prompt has learned most, and picking the highest picks luck.
-        """
+        """Takes in a validation: value, loss, and whether it is the best so far."""
         value = METRICS[self.job.task.kind][self.metric](columns)
         scores = columns["log_probability"]
         loss = float(-np.sum(scores) / np.sum(columns.get("target_tokens", np.ones_like(scores))))
-        best, sign = self.best, -1.0 if self.metric in LOWER_IS_BETTER else 1.0
-        best.looks_since += 1
-        if best.step == 0 or (sign * value, -loss) > (sign * best.highest, -best.highest_loss):
-            best.highest, best.highest_loss, best.looks_since = value, loss, 0
-        error = standard_error(self.metric, best.highest, len(scores))
-        is_kept = sign * value >= sign * best.highest - error
-        if is_kept:
-            best.step, best.value, best.loss = self.step, value, loss
-            self.best_prompt = self.candidate.detach().clone()
-        return value, loss, is_kept
+        sign = -1.0 if self.metric in LOWER_IS_BETTER else 1.0
+        is_best = self.best.step == 0 or (sign * value, -loss) > (sign * self.best.value, -self.best.loss)
+        if is_best:
+            self.best = Best(self.step, value, loss, looks_since=0)
+            self.best_prompt = self.prompt.detach().clone()
+        else:
+            self.best.looks_since += 1
+        return value, loss, is_best
 
     def result(self, model: FrozenModel, reason: StopReason) -> FitResult:
         return FitResult(
@@ -176,7 +157,7 @@ class Fitting:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps besides `figures`."""
-        kept = {"prompt": self.prompt.detach(), "average": self._average, "best": self.best_prompt}
+        kept = {"prompt": self.prompt.detach(), "best": self.best_prompt}
         return {**kept, **self._inner_tensors()}
 
     def figures(self) -> dict[str, Any]:
@@ -184,7 +165,7 @@ class Fitting:
         return {
             "step": self.step,
             "seconds": self.seconds,
-            "best": asdict(best),
+            "best": [best.step, best.value, best.loss, best.looks_since],
             "cause": self.cause,
         }
 
@@ -192,17 +173,11 @@ class Fitting:
         """Goes back to where `tensors` and `figures` were taken."""
         with torch.no_grad():
             self.prompt.copy_(tensors["prompt"])
-            self._average.copy_(tensors["average"])
             self.best_prompt.copy_(tensors["best"])
             for name, tensor in self._inner_tensors().items():
                 tensor.copy_(tensors[name])
         self.step, self.seconds, self.cause = int(figures["step"]), float(figures["seconds"]), figures["cause"]
-        self.best = Best(**figures["best"])
-
-    @property
-    def _averaged_steps(self) -> int:
-        """How many steps the mean is of; below 1 before the first of them."""
-        return self.step - round(self.config.steps * (1 - self.config.average_tail))
+        self.best = Best(*figures["best"])
 
     def _first_values(self, model: FrozenModel) -> Tensor:
         if self.job.warm_start is not None:

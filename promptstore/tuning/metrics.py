@@ -79,17 +79,6 @@ METRICS: Mapping[TaskKind, Mapping[str, Metric]] = {
 }
 
 
-def standard_error(metric: str, value: float, rows: int) -> float:
-    """Of a share of the rows, sqrt(p (1 - p) / n); of others in 0 to 1 an estimate by the same formula.
-
-    None is known of perplexity without its rows: 0.
-
-    >>> round(standard_error("accuracy", 0.9, 100), 3)
-    0.03
-    """
-    return 0.0 if metric in LOWER_IS_BETTER else float(np.sqrt(max(0.0, value * (1 - value)) / rows))
-
-
 def main_metric(kind: TaskKind, name: str) -> str:
     """The metric that a task is judged by; "accuracy", every task's default, is exact match where text is generated.
 

@@ -76,11 +76,11 @@ def validation_reports(
     due = [fitting for fitting in fittings if fitting.is_validation_due and fitting.cause is None]
     if not due:
         return
-    prompts = [fitting.candidate for fitting in due]
+    prompts = [fitting.prompt for fitting in due]
     scored = score(model, passes, budget, prompts, [fitting.prepared.validation for fitting in due])
     for fitting, columns in zip(due, scored, strict=True):
-        value, loss, is_kept = fitting.validated(columns)
-        yield ValidationReport(fitting.name, fitting.step, fitting.metric, value, loss, is_kept)
+        value, loss, is_best = fitting.validated(columns)
+        yield ValidationReport(fitting.name, fitting.step, fitting.metric, value, loss, is_best)
 
 
 def memory_notice(budget: TokenBudget) -> Iterator[Notice]:

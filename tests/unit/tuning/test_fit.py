@@ -19,8 +19,7 @@ from promptstore.tuning.config import TuneConfig
 from promptstore.tuning.evaluate import evaluate
 from promptstore.tuning.events import FitEvent, FitFinished, FitResult, Notice, StepReport, ValidationReport
 from promptstore.tuning.fit import FitOptions, fit
-from promptstore.tuning.fit_job import FitJob, prepare
-from promptstore.tuning.fitting import Fitting
+from promptstore.tuning.fit_job import FitJob
 from promptstore.tuning.initialise import initialise
 from promptstore.tuning.rows import Rows
 
@@ -130,55 +129,19 @@ def test_a_text_task_learns_by_teacher_forcing(make: MakeModel) -> None:
     assert np.mean(steps[-10:]) < 0.95 * np.mean(steps[:5])
 
 
-def test_the_result_is_the_latest_prompt_within_a_standard_error_of_the_best() -> None:
+def test_the_best_prompt_is_the_one_that_validation_liked_best() -> None:
     model = tiny_llama()
-    job = sentiment_job(steps=40, evaluate_every=4, learning_rate=0.3, average_tail=0.0)
+    job = sentiment_job(steps=40, evaluate_every=4, learning_rate=0.3)
     events = list(fit(model, [job]))
     looks = [event for event in events if isinstance(event, ValidationReport)]
     result = results(events)["one"]
     assert [look.step for look in looks] == list(range(4, 41, 4))
-    highest = max(look.value for look in looks)
-    least = highest - (highest * (1 - highest) / len(job.validation)) ** 0.5
-    chosen = [look for look in looks if look.value >= least][-1]
-    assert (result.best_step, result.value) == (chosen.step, chosen.value)
-    assert [look for look in looks if look.is_kept][-1] == chosen
-    assert evaluate(model, SENTIMENT, result.prompt, job.validation).value == pytest.approx(chosen.value)
+    best = max(looks, key=lambda look: (look.value, -look.loss))
+    assert (result.best_step, result.value) == (best.step, best.value)
+    assert [look.is_best for look in looks].count(True) >= 1
+    assert evaluate(model, SENTIMENT, result.prompt, job.validation).value == pytest.approx(best.value)
     last = evaluate(model, SENTIMENT, result.last, job.validation)
     assert last.value == pytest.approx(looks[-1].value)
-
-
-def test_a_prompt_that_got_worse_for_certain_is_not_kept() -> None:
-    """Of a hundred rows 90 right have a standard error of 3."""
-    model = tiny_llama()
-    fitting = Fitting(model, prepare(model, [sentiment_job()])[0])
-    kept = []
-    for step, right in enumerate((70, 90, 88, 86, 91, 80), start=1):
-        fitting.step = step
-        fitting.prompt.data.fill_(step)
-        kept.append(fitting.validated(_columns(right))[2])
-    assert kept == [True, True, True, False, True, False]
-    assert (fitting.best.step, fitting.best.value, float(fitting.best_prompt.mean())) == (5, 0.91, 5.0)
-    assert fitting.best.looks_since == 1
-
-
-def _columns(right: int, rows: int = 100) -> dict[str, np.ndarray]:
-    expected = np.zeros(rows, dtype=np.int64)
-    return {"expected": expected, "predicted": (np.arange(rows) >= right) * 1, "log_probability": expected - 0.5}
-
-
-def test_at_the_end_the_mean_of_the_last_steps_is_validated_and_kept() -> None:
-    """A constant rate and one look, so that shorter fits end at the steps of the longer one."""
-    model, settings = tiny_llama(), {"schedule": "constant", "warmup_steps": 0, "evaluate_every": 50}
-    jobs = [sentiment_job(f"{steps}", steps=steps, average_tail=0.0, **settings) for steps in (6, 7, 8)]
-    averaged = sentiment_job("averaged", steps=8, average_tail=0.375, **settings)
-    events = list(fit(model, [*jobs, averaged]))
-    found = results(events)
-    mean = np.mean([found[job.name].last.embeddings for job in jobs], axis=0)
-    spread = np.abs(found["8"].last.embeddings - found["6"].last.embeddings).max()
-    np.testing.assert_allclose(found["averaged"].prompt.embeddings, mean, atol=2e-3 * spread)
-    np.testing.assert_allclose(found["averaged"].last.embeddings, found["8"].last.embeddings, atol=2e-3 * spread)
-    looked = evaluate(model, SENTIMENT, found["averaged"].prompt, averaged.validation)
-    assert looked.value == pytest.approx(found["averaged"].value)
 
 
 def test_patience_ends_a_fit_that_no_longer_gets_better() -> None:
@@ -187,7 +150,7 @@ def test_patience_ends_a_fit_that_no_longer_gets_better() -> None:
     result = results(events)["one"]
     assert result.reason == "patience"
     assert result.steps < 200
-    assert result.best_step == result.steps, "values that do not differ are alike"
+    assert result.steps == result.best_step + 2 * 2
 
 
 def test_a_finished_prompt_leaves_and_a_waiting_one_joins() -> None:
