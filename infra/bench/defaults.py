@@ -67,7 +67,7 @@ def table(model: FrozenModel, task: str) -> Iterator[str]:
     for name, changed in SETTINGS.items():
         settings = {key: _text(TASKS[task]) if value == TEXT else value for key, value in changed.items()}
         configs = [_config(budget, seed, settings) for seed in SEEDS]
-        cell = KeptCell(CELLS / folder_of_device() / configs[0].digest[:12] / f"{task}.json")
+        cell = KeptCell(CELLS / folder_of_device() / configs[0].digest[:12] / f"{task}, {name}.json")
         found = cell.get(lambda configs=configs: _measured(model, task, configs))
         yield f"| {name} | {spread(found['accuracy'])} | {mean(found['loss']):.3f} |"
 
