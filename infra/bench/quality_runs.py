@@ -57,7 +57,7 @@ BUDGETS = {
 class QualityRuns:
     """The model, and the files that the peer loads its own copy from. Every method gives one cell.
 
-    Seconds are of CPU time on a CPU, so that another load does not change them, and of the wall clock on a GPU.
+    Seconds are of CPU time on a CPU, which another load changes less, and of the wall clock on a GPU.
     """
 
     def __init__(self) -> None:
