@@ -24,6 +24,7 @@ from infra.bench.serving_traffic import (
     shortest_texts,
 )
 from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.ordered import order_weights
 from promptstore.objects.local import LocalObjectStore
 from promptstore.runtime.job import ScoreJob
 from promptstore.runtime.queue import BatchLimits, JobQueue
@@ -43,7 +44,7 @@ Queued = tuple[JobQueue[ScoreJob], Sequence[Answer]]
 
 def mixed_traffic(dtype: str, num_virtual_tokens: int, targets: tuple[str, str]) -> list[Measurement]:
     """Requests per CPU second: PEFT one by one, PEFT in batches of one prompt, the engine in its own mixed batches."""
-    model, peer = bench_model(dtype), bench_model(dtype)
+    model, peer = order_weights(bench_model(dtype)), bench_model(dtype)  # as a server opens it, and as PEFT's users do
     traffic = Traffic(model, num_virtual_tokens)
     rig = traffic.rig(model)
     peft = PeftServer(peer, traffic.prompts, traffic.labels)

@@ -104,7 +104,7 @@ class FrozenModel:
         """
         weights = chain(self.network.parameters(), self.network.buffers())
         network = copy.deepcopy(self.network, {id(each): each for each in weights})
-        return replace(self, network=network, head=read_head(network))
+        return replace(self, network=network)
 
     def weights_digest_now(self) -> str:
         """SHA-256 over every byte of the live parameters and buffers: if a fit changes it, the base moved."""
@@ -125,7 +125,7 @@ def freeze(network: Any, tokenizer: Any, fingerprint: BaseModelFingerprint) -> F
     network.eval()
     network.requires_grad_(False)  # noqa: FBT003 - torch's signature
     model = FrozenModel(network, tokenizer, fingerprint, read_head(network), _takes_positions(network))
-    _check_head(model)
+    check_head(model)
     return model
 
 
@@ -166,7 +166,7 @@ def _takes_positions(network: Any) -> bool:
 
 
 @torch.no_grad()
-def _check_head(model: FrozenModel) -> None:
+def check_head(model: FrozenModel) -> None:
     """Compares our logits with the network's own on two tokens: a scale or cap that we miss would be silently wrong."""
     ids = torch.tensor([[1, 2]], device=model.device)
     mask = torch.ones_like(ids)

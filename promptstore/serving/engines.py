@@ -9,6 +9,7 @@ import torch
 from promptstore.lm.described_model import DescribedModel
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.input_layer import InputLayer, load_input_layer
+from promptstore.lm.ordered import order_weights
 from promptstore.lm.source import find_model, open_model
 from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
@@ -47,7 +48,7 @@ def open_engine(settings: Settings, options: ServerOptions) -> ServedEngine:
         key = settings.vllm_api_key.get_secret_value() if settings.vllm_api_key else None
         return vllm_engine(load_input_layer(files, dtype=settings.dtype), options, api_key=key)
     model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
-    return own_engine(model, options, spill_folder=settings.cache_dir / "prepared")
+    return own_engine(order_weights(model), options, spill_folder=settings.cache_dir / "prepared")
 
 
 def own_engine(model: FrozenModel, options: ServerOptions, *, spill_folder: Path | None = None) -> ServedEngine:

@@ -1,0 +1,37 @@
+"""What a server makes of the model that its settings name."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.head import read_head
+from promptstore.lm.onednn import has_bf16
+from promptstore.lm.ordered import OrderedLinear
+from promptstore.serving.engines import open_engine
+from promptstore.serving.options import ServerOptions
+from promptstore.settings import Settings
+from promptstore.testing.tiny_models import tiny_llama
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this processor computes no bfloat16")
+def test_in_bf16_on_a_cpu_every_engine_computes_with_ordered_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = tiny_llama()
+    network = tiny.network.to(torch.bfloat16)
+    model = replace(tiny, network=network, head=read_head(network))
+    monkeypatch.setattr("promptstore.serving.engines.open_model", lambda *_, **__: model)
+
+    served = open_engine(Settings(cache_dir=tmp_path), ServerOptions(parallel_batches=2))
+
+    engines = served.answerer._engines  # type: ignore[attr-defined]
+    models: list[FrozenModel] = [engine._model for engine in engines]
+    weights = [[each.weight for each in model.network.modules() if isinstance(each, OrderedLinear)] for model in models]
+    assert len(weights) == 2
+    assert len(weights[0]) == 2 * 7
+    assert all(ours is theirs for ours, theirs in zip(*weights, strict=True))
+    assert all(model.head.ordered is not None for model in models)
+    assert "computed once per version" in served.decoding
