@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Thread
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from promptstore.errors import NotServingError, OverloadedError
 from promptstore.runtime.job import Failed, GenerateJob, Job, ScoreJob
@@ -35,7 +35,9 @@ class JobEngine(Protocol):
 class SchedulerLimits:
     """queued: jobs that may wait; more are refused at once, so that waiting stays bounded under any load.
 
-    running: answers generated side by side. wait_s: how long an idle engine waits for a batch to fill.
+    running: answers generated side by side. wait_s: how long an idle engine waits for a batch to fill; 0: not at all.
+    gathering: the share of the time that a batch took for which its engine lets as many inputs come again: the callers
+        it has answered are on their way back, and a batch of the first two of them would cost the others a turn.
     queue_timeout_s: a job that waited longer is refused instead of answered too late.
     """
 
@@ -43,7 +45,16 @@ class SchedulerLimits:
     queued: int = 512
     running: int = 32
     wait_s: float = 0.002
+    gathering: float = 0.1
     queue_timeout_s: float = 30.0
+
+
+class _LastBatch(NamedTuple):
+    """What an engine scored last: how many inputs, in how many seconds, until when."""
+
+    rows: int = 0
+    took_s: float = 0.0
+    ended_at: float = 0.0
 
 
 class Scheduler:
@@ -176,6 +187,7 @@ class Scheduler:
 
     def _serve(self, engine: JobEngine) -> None:
         generates = engine is self._engines[0]
+        last = _LastBatch()
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -183,7 +195,7 @@ class Scheduler:
                 )
                 if self._is_closing:
                     return
-                self._fill(engine)
+                self._fill(engine, last)
                 call = self._calls.popleft() if self._calls else None
                 late = self._take_late(self._clock())
                 # What waits is left to another engine while this one is busy with a call.
@@ -195,17 +207,25 @@ class Scheduler:
             for job in late:
                 job.deliver(Failed(OverloadedError("the input waited too long; repeat the request in a moment")))
             self._before_batch(busy)
+            began_at = self._clock()
             self._run(engine, call, scores, starts)
+            last = _LastBatch(len(scores), (ended_at := self._clock()) - began_at, ended_at)
             with self._changed:
                 self._busy, self._scoring = self._busy - 1, self._scoring - len(scores)
                 self._changed.notify_all()
 
-    def _fill(self, engine: JobEngine) -> None:
+    def _fill(self, engine: JobEngine, last: _LastBatch) -> None:
         """Lets a batch fill for a moment when the engine is idle; the lock is free meanwhile."""
         if engine.running or self._calls or self._limits.wait_s <= 0:
             return
+        self._wait_for(self._limits.batch.rows, self._limits.wait_s)
+        until = last.ended_at + self._limits.gathering * last.took_s
+        self._wait_for(min(last.rows, self._limits.batch.rows), until - self._clock())
+
+    def _wait_for(self, queued: int, seconds: float) -> None:
+        """Until so many jobs wait, or there is something else to do; no longer than that."""
         self._changed.wait_for(
-            lambda: self.queued >= self._limits.batch.rows or self._is_closing, timeout=self._limits.wait_s
+            lambda: self.queued >= queued or bool(self._calls) or self._is_closing, timeout=max(0.0, seconds)
         )
 
     def _share(self) -> int:

@@ -18,7 +18,7 @@ QUICK = SchedulerLimits(wait_s=0.0)
 class StubEngine:
     """Answers without a model: scores are input lengths, answers are `max_tokens` times the token 1.
 
-    gate: closed, it holds the engine inside a call, as a long batch would.
+    gate: closed, it holds the engine inside a call, as a long batch would. takes_s: how long a batch takes otherwise.
     """
 
     def __init__(self) -> None:
@@ -29,6 +29,7 @@ class StubEngine:
         self.threads: set[str] = set()
         self.most_running = 0
         self.fault: Exception | None = None
+        self.takes_s = 0.0
         self._running: list[tuple[GenerateJob, int]] = []
 
     is_padded = True
@@ -66,6 +67,7 @@ class StubEngine:
         self.threads.add(threading.current_thread().name)
         self.is_inside.set()
         self.gate.wait(timeout=10)
+        time.sleep(self.takes_s)
         if self.fault is not None:
             raise self.fault
 
@@ -259,6 +261,34 @@ def test_engines_share_what_waits_and_answer_side_by_side() -> None:
         assert scheduler.drain(5)
     assert [engine.batches for engine in engines] == [[5], [5]]
     assert engines[0].threads | engines[1].threads == {"engine-0", "engine-1"}
+
+
+@pytest.mark.parametrize("gathering", [5.0, 0.0])
+def test_callers_that_were_answered_together_are_back_together_before_the_next_batch(gathering: float) -> None:
+    engine = StubEngine()
+    engine.takes_s = 0.1
+    with _running(engine, limits=SchedulerLimits(gathering=gathering)) as scheduler:
+        first, again = [_score() for _ in range(6)], [_score() for _ in range(6)]
+        scheduler.submit([job for job, _ in first])
+        _wait("six are answered", [answer for _, answer in first])
+        for job, _ in again:
+            time.sleep(0.02)
+            scheduler.submit([job])
+        _wait("and six again", [answer for _, answer in again])
+    assert engine.batches[0] == 6
+    assert (engine.batches[1] == 6) == (gathering > 0)
+
+
+def test_a_caller_that_is_alone_is_not_kept_waiting() -> None:
+    engine = StubEngine()
+    with _running(engine, limits=SchedulerLimits(gathering=1000.0)) as scheduler:
+        started = time.monotonic()
+        for _ in range(5):
+            job, answer = _score()
+            scheduler.submit([job])
+            _wait("it is answered", [answer])
+        assert time.monotonic() - started < 2
+    assert engine.batches == [1] * 5
 
 
 def test_an_engine_that_is_free_takes_what_waits_while_another_is_busy() -> None:
