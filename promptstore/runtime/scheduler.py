@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Thread
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from promptstore.errors import NotServingError, OverloadedError
 from promptstore.runtime.job import Failed, GenerateJob, Job, ScoreJob
@@ -16,6 +16,8 @@ from promptstore.runtime.settling import settle
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
+
+MOST_GATHERING_S = 0.25
 
 
 class JobEngine(Protocol):
@@ -36,8 +38,8 @@ class SchedulerLimits:
     """queued: jobs that may wait; more are refused at once, so that waiting stays bounded under any load.
 
     running: answers generated side by side. wait_s: how long an idle engine waits for a batch to fill; 0: not at all.
-    gathering: the share of the time that a batch took for which its engine lets as many inputs come again: the callers
-        it has answered are on their way back, and a batch of the first two of them would cost the others a turn.
+    gathering: the share of the time that answers took for which their engine lets as many inputs come again, up to
+        `MOST_GATHERING_S`: the callers are on their way back, and a batch of the first two costs the others a turn.
     queue_timeout_s: a job that waited longer is refused instead of answered too late.
     """
 
@@ -49,12 +51,25 @@ class SchedulerLimits:
     queue_timeout_s: float = 30.0
 
 
-class _LastBatch(NamedTuple):
-    """What an engine scored last: how many inputs, in how many seconds, until when."""
+@dataclass(slots=True)
+class _Returning:
+    """Callers that an engine has just answered. rows: how many. until: when they are no longer waited for.
 
+    share: as `SchedulerLimits.gathering`.
+    """
+
+    share: float
     rows: int = 0
-    took_s: float = 0.0
-    ended_at: float = 0.0
+    until: float = 0.0
+    _started_at: float = 0.0
+
+    def note(self, *, scored: int, started: int, ended: int, began_at: float, now: float) -> None:
+        """What the engine did from `began_at` to `now`: inputs scored, texts started and texts ended."""
+        if started:
+            self._started_at = began_at
+        if scored or ended:
+            took_s = now - (began_at if scored else self._started_at)
+            self.rows, self.until = scored + ended, now + min(self.share * took_s, MOST_GATHERING_S)
 
 
 class Scheduler:
@@ -187,7 +202,7 @@ class Scheduler:
 
     def _serve(self, engine: JobEngine) -> None:
         generates = engine is self._engines[0]
-        last = _LastBatch()
+        returning = _Returning(self._limits.gathering)
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -195,38 +210,44 @@ class Scheduler:
                 )
                 if self._is_closing:
                     return
-                self._fill(engine, last)
+                self._fill(engine, returning)
                 call = self._calls.popleft() if self._calls else None
                 late = self._take_late(self._clock())
                 # What waits is left to another engine while this one is busy with a call.
                 is_left = call is not None and self._busy + 1 < len(self._engines)
                 scores = () if is_left else self._take(self._scores, self._share(), engine)
-                starts = self._take(self._starts, self._limits.running - engine.running, engine) if generates else ()
+                may_start = generates and not self._gathers(engine, returning)
+                starts = self._take(self._starts, self._limits.running - engine.running, engine) if may_start else ()
                 self._busy, self._scoring = self._busy + 1, self._scoring + len(scores)
                 busy = self._busy
             for job in late:
                 job.deliver(Failed(OverloadedError("the input waited too long; repeat the request in a moment")))
             self._before_batch(busy)
-            began_at = self._clock()
+            began_at, before = self._clock(), engine.running
             self._run(engine, call, scores, starts)
-            last = _LastBatch(len(scores), (ended_at := self._clock()) - began_at, ended_at)
+            ended = before + len(starts) - engine.running
+            returning.note(scored=len(scores), started=len(starts), ended=ended, began_at=began_at, now=self._clock())
             with self._changed:
                 self._busy, self._scoring = self._busy - 1, self._scoring - len(scores)
                 self._changed.notify_all()
 
-    def _fill(self, engine: JobEngine, last: _LastBatch) -> None:
+    def _fill(self, engine: JobEngine, returning: _Returning) -> None:
         """Lets a batch fill for a moment when the engine is idle; the lock is free meanwhile."""
         if engine.running or self._calls or self._limits.wait_s <= 0:
             return
         self._wait_for(self._limits.batch.rows, self._limits.wait_s)
-        until = last.ended_at + self._limits.gathering * last.took_s
-        self._wait_for(min(last.rows, self._limits.batch.rows), until - self._clock())
+        self._wait_for(min(returning.rows, self._limits.batch.rows), returning.until - self._clock())
 
     def _wait_for(self, queued: int, seconds: float) -> None:
         """Until so many jobs wait, or there is something else to do; no longer than that."""
         self._changed.wait_for(
             lambda: self.queued >= queued or bool(self._calls) or self._is_closing, timeout=max(0.0, seconds)
         )
+
+    def _gathers(self, engine: JobEngine, returning: _Returning) -> bool:
+        """Whether texts that wait are to be started with others that will come, while the running ones go on."""
+        is_in_time = self._limits.wait_s > 0 and self._clock() < returning.until
+        return bool(engine.running) and is_in_time and len(self._starts) < returning.rows
 
     def _share(self) -> int:
         """What one engine may have of all that is to be scored; more would leave the others without, a batch later."""

@@ -18,7 +18,8 @@ QUICK = SchedulerLimits(wait_s=0.0)
 class StubEngine:
     """Answers without a model: scores are input lengths, answers are `max_tokens` times the token 1.
 
-    gate: closed, it holds the engine inside a call, as a long batch would. takes_s: how long a batch takes otherwise.
+    gate: closed, it holds the engine inside a call, as a long batch would. takes_s: how long a batch or a
+    step takes otherwise.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class StubEngine:
         self.most_running = 0
         self.fault: Exception | None = None
         self.takes_s = 0.0
+        self.started: list[int] = []
         self._running: list[tuple[GenerateJob, int]] = []
 
     is_padded = True
@@ -46,10 +48,13 @@ class StubEngine:
 
     def start(self, jobs: Sequence[GenerateJob]) -> None:
         self._enter()
+        self.started.append(len(jobs))
         self._running += [(job, job.sampling.max_tokens) for job in jobs]
         self.most_running = max(self.most_running, len(self._running))
 
     def step(self) -> None:
+        if self._running:
+            time.sleep(self.takes_s)
         self._running = [(job, left) for job, left in self._running if not job.is_cancelled]
         for job, _ in self._running:
             job.deliver(Generated(ChosenToken(1), "x"))
@@ -277,6 +282,25 @@ def test_callers_that_were_answered_together_are_back_together_before_the_next_b
         _wait("and six again", [answer for _, answer in again])
     assert engine.batches[0] == 6
     assert (engine.batches[1] == 6) == (gathering > 0)
+
+
+@pytest.mark.parametrize("gathering", [5.0, 0.0])
+def test_texts_of_callers_that_were_answered_together_begin_together_while_others_go_on(gathering: float) -> None:
+    engine = StubEngine()
+    engine.takes_s = 0.02
+    with _running(engine, limits=SchedulerLimits(gathering=gathering)) as scheduler:
+        first, again = [_generate(3) for _ in range(5)], [_generate(3) for _ in range(5)]
+        long, long_answer = _generate(40)
+        scheduler.submit([*(job for job, _ in first), long])
+        _wait("five are answered", [answer for _, answer in first])
+        for job, _ in again:
+            time.sleep(0.02)
+            scheduler.submit([job])
+        had = len(long_answer.text)
+        _wait("and five again", [answer for _, answer in again])
+        assert len(long_answer.text) > had, "what runs goes on meanwhile"
+    assert engine.started[0] == 6
+    assert (engine.started[1] == 5) == (gathering > 0)
 
 
 def test_a_caller_that_is_alone_is_not_kept_waiting() -> None:
