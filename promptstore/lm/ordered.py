@@ -20,8 +20,8 @@ def order_weights(model: FrozenModel) -> FrozenModel:
     """The same model for answering alone, where that is faster: in bfloat16, on a CPU that computes it.
 
     It takes the network over: no prompt can be trained through it any more. Answers are what they were up to rounding.
-    Takes no more memory, but for the head, which is held in both orders. A network that reads weights past its linear
-    layers stays as it is.
+    Weights that were pages of the model's file become memory of this process; the head is held in both orders. A
+    network that reads weights past its linear layers stays as it is.
     """
     is_quantised = getattr(model.network, "hf_quantizer", None) is not None
     if is_quantised or model.device.type != "cpu" or model.dtype != torch.bfloat16 or not has_bf16():
