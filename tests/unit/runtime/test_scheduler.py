@@ -268,8 +268,11 @@ def test_engines_share_what_waits_and_answer_side_by_side() -> None:
     assert engines[0].threads | engines[1].threads == {"engine-0", "engine-1"}
 
 
-@pytest.mark.parametrize("gathering", [5.0, 0.0])
-def test_callers_that_were_answered_together_are_back_together_before_the_next_batch(gathering: float) -> None:
+@pytest.mark.parametrize("gathering", [50.0, 0.0])
+def test_callers_that_were_answered_together_are_back_together_before_the_next_batch(
+    monkeypatch: pytest.MonkeyPatch, gathering: float
+) -> None:
+    monkeypatch.setattr("promptstore.runtime.scheduler.MOST_GATHERING_S", 10.0)
     engine = StubEngine()
     engine.takes_s = 0.1
     with _running(engine, limits=SchedulerLimits(gathering=gathering)) as scheduler:
@@ -284,13 +287,16 @@ def test_callers_that_were_answered_together_are_back_together_before_the_next_b
     assert (engine.batches[1] == 6) == (gathering > 0)
 
 
-@pytest.mark.parametrize("gathering", [5.0, 0.0])
-def test_texts_of_callers_that_were_answered_together_begin_together_while_others_go_on(gathering: float) -> None:
+@pytest.mark.parametrize("gathering", [50.0, 0.0])
+def test_texts_of_callers_that_were_answered_together_begin_together_while_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, gathering: float
+) -> None:
+    monkeypatch.setattr("promptstore.runtime.scheduler.MOST_GATHERING_S", 10.0)
     engine = StubEngine()
     engine.takes_s = 0.02
     with _running(engine, limits=SchedulerLimits(gathering=gathering)) as scheduler:
         first, again = [_generate(3) for _ in range(5)], [_generate(3) for _ in range(5)]
-        long, long_answer = _generate(40)
+        long, long_answer = _generate(400)
         scheduler.submit([*(job for job, _ in first), long])
         _wait("five are answered", [answer for _, answer in first])
         for job, _ in again:
