@@ -12,6 +12,8 @@ import httpx
 from promptstore.testing.servers.process import ServerProcess, free_port
 
 DRAIN_S = 40.0
+# With --compile and nothing kept a start takes one to two minutes.
+READY_S = 600.0
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def server_process(store: Path, model: Path, *flags: str, threads: int = 1, dtyp
             environment=_environment(folder, threads, dtype),
         )
         try:
-            process.wait_until(lambda: _is_ready(url))
+            process.wait_until(lambda: _is_ready(url), timeout_s=READY_S)
             yield url
         finally:
             process.stop(wait_s=DRAIN_S)

@@ -131,14 +131,17 @@ def _compare(model: FrozenModel, url: str, peer: str, num_virtual_tokens: int, c
 
 @contextmanager
 def _our_server(traffic: Traffic, dtype: str, cores: int) -> Iterator[str]:
-    """`promptstore serve` with every prompt of the traffic as a version of two tasks; gives its URL."""
+    """`promptstore serve` with every prompt of the traffic as a version of two tasks; gives its URL.
+
+    Compiled, as vLLM is.
+    """
     files = find_model(DEMO_MODEL, cache_dir=load_settings().cache_dir)
     with tempfile.TemporaryDirectory(prefix="bench-store-") as name:
         store = new_store(LocalObjectStore(Path(name)))
         for task in (TASK, WRITE):
             for prompt in traffic.prompts:
                 store.publish(prompt, task, reason="benchmark")
-        with server_process(Path(name), files.folder, threads=cores, dtype=dtype) as url:
+        with server_process(Path(name), files.folder, "--compile", threads=cores, dtype=dtype) as url:
             yield url
 
 

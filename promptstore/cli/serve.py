@@ -75,6 +75,10 @@ def serve(
     spill_mib: Annotated[
         int, typer.Option(min=0, help="Prepared prompts on local disk; 0 keeps none.", rich_help_panel=LIMITS)
     ] = 4096,
+    compile_network: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the model for this CPU: quicker answers, a minute at the first start."),
+    ] = False,
     engine: Annotated[Literal["own", "vllm"], typer.Option(help="What runs the model.")] = "own",
     vllm_url: Annotated[str, typer.Option(help="Where vLLM listens, with --engine vllm.", metavar="URL")] = "",
     vllm_model: Annotated[str, typer.Option(help="vLLM's id of the model, if its name does not say so.")] = "",
@@ -117,6 +121,7 @@ def serve(
         ),
         service=ServiceLimits(texts=texts, new_tokens=new_tokens),
         body=BodyLimits(body_bytes, connections=connections),
+        compile_network=compile_network,
         parallel_batches=parallel_batches,
         engine=engine,
         vllm_url=vllm_url,

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -25,6 +26,8 @@ class FrozenModel:
 
     network: a transformers causal or encoder-decoder language model; nobody else changes its mode or weights.
     takes_positions: the decoder-only network has a `position_ids` argument (ALiBi models read the mask instead).
+    compiled: a packed pass as `promptstore.lm.compiled` makes it: of the network below its head, embeddings [1, N, H]
+    and positions [1, N] to hidden states [1, N, H].
     """
 
     network: Any
@@ -32,6 +35,7 @@ class FrozenModel:
     fingerprint: BaseModelFingerprint
     head: OutputHead
     takes_positions: bool
+    compiled: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 
     @property
     def is_encoder_decoder(self) -> bool:

@@ -88,7 +88,7 @@ class BatchCache:
             len(ids) + (0 if suffix is None else len(suffix)) for ids, suffix in zip(inputs, suffixes, strict=True)
         ]
         width = max(lengths)
-        self._make_room(width)
+        self.make_room(width)
         left = min(self.starts)
         ids = torch.full((self.rows, width), model.pad_token_id, dtype=torch.long)
         mask = torch.zeros((self.rows, self.end + width - left), dtype=torch.long)
@@ -135,14 +135,25 @@ class BatchCache:
         self.starts, self.stops = self.starts[:count], self.stops[:count]
         return [moves.get(row, row) for row in rows]
 
+    def make_room(self, count: int) -> None:
+        """So many free slots behind every row."""
+        if self.end + count > self.keys.shape[3]:
+            self._copy([self.slots(row) for row in range(self.rows)], room=count + ROOM)
+
+    def layer(self, layer: int, *, room: int) -> tuple[Tensor, Tensor]:
+        """Views of one layer's keys and values, [R, K, slots, D], with `room` free slots behind the rows."""
+        used = slice(min(self.starts), self.end + room)
+        return self.keys[layer, : self.rows, :, used], self.values[layer, : self.rows, :, used]
+
+    def advance(self, count: int) -> None:
+        """Every row has so many slots more, which have been written."""
+        self.stops = [stop + count for stop in self.stops]
+        self.end += count
+
     def slots(self, row: int) -> KeysValues:
         """A view of what one row holds."""
         start, stop = self.starts[row], self.stops[row]
         return KeysValues(self.keys[:, row, :, start:stop], self.values[:, row, :, start:stop])
-
-    def _make_room(self, count: int) -> None:
-        if self.end + count > self.keys.shape[3]:
-            self._copy([self.slots(row) for row in range(self.rows)], room=count + ROOM)
 
     def _copy(self, rows: Sequence[KeysValues], *, room: int) -> None:
         """Buffers anew, of which no more than half are free places."""

@@ -27,5 +27,20 @@ def in_order(weight: Tensor) -> Tensor:
 
 def product(values: Tensor, ordered: Tensor, bias: Tensor | None) -> Tensor:
     """W x + b of the last dimension, [..., in] to [..., out]; without gradient. ordered: W, of `in_order`."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(values, ordered, bias, "none", [], "")  # noqa: SLF001
+    found: Tensor
+    if torch.compiler.is_compiling():  # torch's compiler takes weights in this order as constants alone
+        found = _opaque_product(values, ordered, bias)
+    else:
+        found = torch.ops.mkldnn._linear_pointwise(values, ordered, bias, "none", [], "")  # noqa: SLF001
     return found
+
+
+@torch.library.custom_op("promptstore::product", mutates_args=())
+def _opaque_product(values: Tensor, ordered: Tensor, bias: Tensor | None) -> Tensor:
+    return product(values, ordered, bias)
+
+
+@_opaque_product.register_fake
+def _shape(values: Tensor, ordered: Tensor, bias: Tensor | None) -> Tensor:
+    del bias
+    return values.new_empty((*values.shape[:-1], ordered.shape[0]))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.keys_values import ROOM, BatchCache, KeysValues, aligned, compute_keys_values
-from promptstore.lm.packed import run_packed
+from promptstore.lm.packed import PackedRows, run_packed, step_packed
 from promptstore.runtime.row import PreparedPrompt, Row, RunningRows
 
 
@@ -64,11 +64,20 @@ class PackedDecoding(CachedDecoding):
 
     is_padded = False
 
+    def read(self, rows: Sequence[Row]) -> Tensor:
+        return self._run(rows, is_kept=False)[1]
+
     def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
+        packed, states = self._run(rows, is_kept=True)
+        return packed.whole, states
+
+    def step(self, cache: BatchCache, token_ids: Sequence[int]) -> Tensor:
+        return step_packed(self._model, cache, token_ids)
+
+    def _run(self, rows: Sequence[Row], *, is_kept: bool) -> tuple[PackedRows, Tensor]:
         parts = [split(row) for row in rows]
         known, inputs = [known for known, _ in parts], [ids for _, ids in parts]
-        packed, states = run_packed(self._model, known, inputs, [self.suffix(row) for row in rows])
-        return packed.whole, states
+        return run_packed(self._model, known, inputs, [self.suffix(row) for row in rows], is_kept=is_kept)
 
 
 class _CachedRows:

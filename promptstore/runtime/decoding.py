@@ -27,7 +27,8 @@ def choose_decoding(model: FrozenModel) -> tuple[Decoding, str]:
     if model.is_encoder_decoder:
         return plain, "encoder-decoder: prompts enter as input embeddings"
     if model.device.type == "cpu" and _is_packable(model, plain):
-        return PackedDecoding(model), "prompt keys and values are computed once per version; inputs are packed"
+        how = "packed and the network is compiled" if model.compiled else "packed"
+        return PackedDecoding(model), f"prompt keys and values are computed once per version; inputs are {how}"
     cached = CachedDecoding(model)
     problem = _problem(model, cached, plain)
     if problem:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from promptstore.errors import InvalidInputError
+from promptstore.lm.compiled import compile_network
 from promptstore.lm.described_model import DescribedModel
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.input_layer import InputLayer, load_input_layer
@@ -13,6 +15,7 @@ from promptstore.lm.ordered import order_weights
 from promptstore.lm.source import find_model, open_model
 from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
+from promptstore.runtime.cached import PackedDecoding
 from promptstore.runtime.decoding import choose_decoding
 from promptstore.runtime.engine import Engine
 from promptstore.runtime.scheduler import Scheduler
@@ -48,12 +51,21 @@ def open_engine(settings: Settings, options: ServerOptions) -> ServedEngine:
         key = settings.vllm_api_key.get_secret_value() if settings.vllm_api_key else None
         return vllm_engine(load_input_layer(files, dtype=settings.dtype), options, api_key=key)
     model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
-    return own_engine(order_weights(model), options, spill_folder=settings.cache_dir / "prepared")
+    model = order_weights(model)
+    if options.compile_network:
+        model = compile_network(model, folder=settings.cache_dir / "compiled")
+    return own_engine(model, options, spill_folder=settings.cache_dir / "prepared")
 
 
 def own_engine(model: FrozenModel, options: ServerOptions, *, spill_folder: Path | None = None) -> ServedEngine:
-    """Answers with `model`, in batches of any mix."""
+    """Answers with `model`, in batches of any mix.
+
+    Raises:
+        InvalidInputError: the model is compiled and does not answer right in the packed passes that were compiled.
+    """
     decoding, reason = choose_decoding(model)
+    if model.compiled is not None and not isinstance(decoding, PackedDecoding):
+        raise InvalidInputError(f"the compiled network gives other answers; leave --compile out: {reason}")
     count = options.parallel_batches or _most_parallel(model)
     logger.info("%s: %s; batches at a time: %d", model.fingerprint.architecture, reason, count)
     spill = None

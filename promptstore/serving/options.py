@@ -25,6 +25,7 @@ class ServerOptions:
     takes requests, so that load balancers notice.
     may_abort_rollouts: a rollout that breaks its bounds is aborted in the store; otherwise by this replica alone.
     spill_bytes: of prepared prompts on local disk; 0 keeps none.
+    compile_network: on a CPU, see `promptstore.lm.compiled`; the first start takes a minute longer.
     parallel_batches: computed at a time, each on its share of the cores; `None` for up to four on a CPU, one on a GPU.
     engine: `own` answers with a model in this process, `vllm` through the server at `vllm_url`.
     vllm_model: vLLM's id of the model, where its name does not say that it is the gateway's; empty to find out.
@@ -43,6 +44,7 @@ class ServerOptions:
     drain_delay_s: float = 0.0
     may_abort_rollouts: bool = True
     spill_bytes: int = 4 << 30
+    compile_network: bool = False
     parallel_batches: int | None = None
     engine: Literal["own", "vllm"] = "own"
     vllm_url: str = ""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from promptstore.lm.keys_values import KeysValues, aligned
+from promptstore.lm.packed import PackedRows
 from promptstore.runtime.cached import CachedDecoding, PackedDecoding, split
 from promptstore.runtime.row import Row
 
@@ -23,8 +24,7 @@ class PaddingCounted(CachedDecoding):
 class NeighboursPrompt(PackedDecoding):
     """Rows take the keys and values of their neighbour's prompt."""
 
-    def open_rows(self, rows: Sequence[Row]) -> tuple[Callable[[], Sequence[KeysValues]], Tensor]:
+    def _run(self, rows: Sequence[Row], *, is_kept: bool) -> tuple[PackedRows, Tensor]:
         neighbours = [*rows[1:], rows[0]]
-        return super().open_rows(
-            [row._replace(prompt=other.prompt) for row, other in zip(rows, neighbours, strict=True)]
-        )
+        swapped = [row._replace(prompt=other.prompt) for row, other in zip(rows, neighbours, strict=True)]
+        return super()._run(swapped, is_kept=is_kept)

@@ -1,12 +1,11 @@
 """What of a layer is not attention, compiled: norms and feed-forward parts in few passes over memory."""
 
-import importlib.util
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from promptstore.errors import InvalidInputError
+from promptstore.lm.compilers import missing_compiler
 from promptstore.lm.frozen import FrozenModel
 from promptstore.tuning.fused import may_fuse
 
@@ -42,15 +41,3 @@ def choose_compiled(model: FrozenModel, *, asked: bool | None, rows: int) -> boo
     if asked and lacking:
         raise InvalidInputError(f"PROMPTSTORE_COMPILE_LAYERS needs {lacking}, or unset it")
     return may_fuse(model) and rows >= WORTH_ROWS and not lacking if asked is None else asked
-
-
-def missing_compiler(device_type: str) -> str | None:
-    """What this machine would need to compile for such a device, `None` if nothing."""
-    if device_type == "cpu":
-        has_compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
-        return None if has_compiler else "a C++ compiler on a CPU (g++, say); install one"
-    if importlib.util.find_spec("triton") is None:
-        return "triton on a GPU; pip install triton"
-    return (
-        None if any(map(shutil.which, ("cc", "gcc", "clang"))) else "a C compiler (gcc, say), for triton; install one"
-    )

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from promptstore.lm.compilers import missing_compiler
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.placement import choose_device
 from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama, tiny_t5
 from promptstore.testing.tuning_tasks import echo_job, sentiment_job
 from promptstore.tuning.answers import answer_losses
-from promptstore.tuning.compiled import missing_compiler
 from promptstore.tuning.events import FitFinished, StepReport
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fit import FitOptions, fit

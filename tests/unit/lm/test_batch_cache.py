@@ -88,7 +88,7 @@ def test_any_order_of_coming_and_leaving_keeps_every_row(seed: int) -> None:
 
 def grow(cache: BatchCache, held: dict[int, KeysValues]) -> None:
     """What a step of the model does: every row one slot longer."""
-    cache._make_room(1)
+    cache.make_room(1)
     cache.keys[:, : cache.rows, :, cache.end] = 1.0
     cache.values[:, : cache.rows, :, cache.end] = 1.0
     cache.end += 1

@@ -1,9 +1,13 @@
 """The promise of the engine: an answer does not depend on who shares the batch, on padding or on arrival."""
 
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from promptstore.lm.compiled import compile_network
+from promptstore.lm.compilers import missing_compiler
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.packed import enable_packing
 from promptstore.runtime.cached import CachedDecoding, PackedDecoding
@@ -110,6 +114,19 @@ def test_padded_inputs_give_the_same_answers_as_packed_ones(seed: int) -> None:
     for model in (tiny_llama(), tiny_gpt2()):
         rng = random.Random(seed)
         assert check_answers_in_batches(_rig(model, CachedDecoding(model)), _rig(model, RecomputedDecoding(model)), rng)
+
+
+@pytest.mark.skipif(missing_compiler("cpu") is not None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_a_compiled_network_gives_the_same_answers(make: Callable[[], FrozenModel], tmp_path: Path) -> None:
+    plain = make()
+    model = compile_network(make(), folder=tmp_path)
+    decoding, reason = choose_decoding(model)
+    assert type(decoding) is PackedDecoding
+    assert "compiled" in reason
+    for seed in range(4):
+        rng = random.Random(seed)
+        assert check_answers_in_batches(_rig(model, decoding), _rig(plain, RecomputedDecoding(plain)), rng)
 
 
 @pytest.mark.parametrize("broken", [PaddingCounted, NeighboursPrompt])

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from promptstore.errors import InvalidInputError
+from promptstore.lm.compilers import missing_compiler
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.head import read_head
 from promptstore.lm.onednn import has_bf16
 from promptstore.lm.ordered import OrderedLinear
-from promptstore.serving.engines import open_engine
+from promptstore.serving.engines import open_engine, own_engine
 from promptstore.serving.options import ServerOptions
 from promptstore.settings import Settings
 from promptstore.testing.tiny_models import tiny_llama
@@ -35,3 +37,23 @@ def test_in_bf16_on_a_cpu_every_engine_computes_with_ordered_weights(
     assert all(ours is theirs for ours, theirs in zip(*weights, strict=True))
     assert all(model.head.ordered is not None for model in models)
     assert "computed once per version" in served.decoding
+
+
+@pytest.mark.skipif(missing_compiler("cpu") is not None, reason="needs a C++ compiler")
+def test_a_server_that_is_told_so_answers_with_a_compiled_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptstore.serving.engines.open_model", lambda *_, **__: tiny_llama())
+
+    served = open_engine(Settings(cache_dir=tmp_path), ServerOptions(parallel_batches=2, compile_network=True))
+
+    engines = served.answerer._engines  # type: ignore[attr-defined]
+    assert all(engine._model.compiled is not None for engine in engines)
+    assert served.decoding.endswith("the network is compiled")
+    assert list((tmp_path / "compiled").iterdir())
+
+
+def test_a_compiled_network_that_answers_otherwise_is_refused() -> None:
+    wrong = replace(tiny_llama(), compiled=lambda _, embedded, __: torch.ones_like(embedded))
+    with pytest.raises(InvalidInputError, match="gives other answers; leave --compile out"):
+        own_engine(wrong, ServerOptions())
