@@ -350,7 +350,7 @@ def test_an_engine_hears_how_many_are_at_work_before_each_batch() -> None:
     engines, heard = [StubEngine(), StubEngine()], []
     for engine in engines:
         engine.gate.clear()
-    scheduler = Scheduler(engines, QUICK, before_batch=lambda busy: heard.append((threading.get_ident(), busy)))
+    scheduler = Scheduler(engines, QUICK, before_batch=lambda *said: heard.append((threading.get_ident(), said)))
     scheduler.start()
     asked = [_score() for _ in range(2)]
     scheduler.submit([job for job, _ in asked])
@@ -359,7 +359,7 @@ def test_an_engine_hears_how_many_are_at_work_before_each_batch() -> None:
         engine.gate.set()
     assert scheduler.drain(5)
     scheduler.close()
-    assert [busy for _, busy in heard] == [1, 2]
+    assert [said for _, said in heard] == [(1, 1), (2, 1)]
     assert len({thread for thread, _ in heard}) == 2
 
 
