@@ -66,13 +66,15 @@ class ServerOptions:
 
         Raises:
             InvalidInputError: an address that others reach, without keys and without `allow_anonymous`; vLLM without
-                an http URL, or its URL for the own engine.
+                an http URL, or its URL for the own engine; to compile what vLLM runs.
         """
         if (self.engine == "vllm") != (urlsplit(self.vllm_url).scheme in {"http", "https"}):
             raise InvalidInputError(
                 f"engine {self.engine} with vLLM's URL {self.vllm_url!r}; "
                 "for vLLM give --engine vllm --vllm-url http://…, for the own engine neither"
             )
+        if self.engine == "vllm" and self.compile_network:
+            raise InvalidInputError("--compile is for the own engine; leave it out, vLLM compiles by itself")
         if not (has_keys or self.allow_anonymous or _is_loopback(self.host)):
             raise InvalidInputError(
                 f"{self.host} can be reached from other machines and no API keys are set; "

@@ -76,3 +76,9 @@ def test_an_engine_takes_its_share_of_the_cores_and_leaves_one_to_http(
     cores: int, busy: int, rows: int, taken: int
 ) -> None:
     assert share_of(cores, busy, rows) == taken
+
+
+def test_what_vllm_runs_is_not_ours_to_compile() -> None:
+    options = ServerOptions(engine="vllm", vllm_url="http://127.0.0.1:8000", compile_network=True)
+    with pytest.raises(InvalidInputError, match="--compile is for the own engine"):
+        options.check(has_keys=True)
