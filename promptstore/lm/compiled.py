@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ Pass = Callable[[Any, Tensor, Tensor], Tensor]
 ATTENTION = "promptstore_compiled"
 # Of the operations that a compiled pass calls: what was kept with another one is compiled anew.
 FORMAT = 1
+# Of a configuration, what a compiled pass does not depend on.
+_SAY_NOTHING = {"_name_or_path", "_attn_implementation", "_attn_implementation_internal"}
 
 
 def compile_network(model: FrozenModel, *, folder: Path) -> FrozenModel:
@@ -124,8 +127,8 @@ def _load(kept: Path) -> Pass | None:
 def _key(model: FrozenModel) -> str:
     """Says all that a compiled pass depends on, but for what it checks itself when it is loaded."""
     network = model.network.base_model
-    shapes = [f"{name} {tuple(each.shape)} {each.dtype} {each.layout}" for name, each in network.named_parameters()]
-    shapes += [f"{name} {tuple(each.shape)} {each.dtype} {each.layout}" for name, each in network.named_buffers()]
+    weights = chain(network.named_parameters(), network.named_buffers())
+    shapes = [f"{name} {tuple(each.shape)} {each.dtype} {each.layout}" for name, each in weights]
     said = [
         f"{FORMAT} {torch.__version__} {transformers.__version__} {torch.backends.cpu.get_cpu_capability()}",
         type(network).__name__,
@@ -133,9 +136,6 @@ def _key(model: FrozenModel) -> str:
         *sorted(shapes),
     ]
     return hashlib.sha256("\n".join(said).encode()).hexdigest()[:32]
-
-
-_SAY_NOTHING = {"_name_or_path", "_attn_implementation", "_attn_implementation_internal"}
 
 
 def _attention(
