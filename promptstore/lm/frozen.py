@@ -15,6 +15,7 @@ from promptstore.core.fingerprint import BaseModelFingerprint
 from promptstore.errors import InvalidInputError
 from promptstore.lm.attention import attention_of_any_shape
 from promptstore.lm.head import OutputHead, read_head
+from promptstore.lm.row_attention import RowAttention
 
 # Published and own logits may differ by rounding in the model's dtype, never by a factor or a missing term.
 HEAD_TOLERANCE = 0.03
@@ -27,7 +28,7 @@ class FrozenModel:
     network: a transformers causal or encoder-decoder language model; nobody else changes its mode or weights.
     takes_positions: the decoder-only network has a `position_ids` argument (ALiBi models read the mask instead).
     compiled: a packed pass as `promptstore.lm.compiled` makes it: of the network below its head, embeddings [1, N, H]
-    and positions [1, N] to hidden states [1, N, H].
+    and positions [1, N] to hidden states [1, N, H]. row_attention: what packed rows attend with, torch's if `None`.
     """
 
     network: Any
@@ -36,6 +37,7 @@ class FrozenModel:
     head: OutputHead
     takes_positions: bool
     compiled: Callable[[Any, Tensor, Tensor], Tensor] | None = None
+    row_attention: RowAttention | None = None
 
     @property
     def is_encoder_decoder(self) -> bool:

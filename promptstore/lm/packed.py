@@ -23,6 +23,7 @@ from promptstore.errors import InvalidInputError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.keys_values import BatchCache, KeysValues
 from promptstore.lm.last_layer import feed_forward_at
+from promptstore.lm.row_attention import AttentionOver
 
 ATTENTION = "promptstore_packed"
 _here = threading.local()
@@ -54,35 +55,41 @@ def attended() -> Attended | None:
 class PackedRows:
     """Rows of one forward pass. edges: where each begins and ends among the new tokens.
 
-    is_kept: whether what was computed of them can be had afterwards.
+    is_kept: whether what was computed of them can be had afterwards. kernel: what attends, torch's attention if `None`.
     """
 
     known: Sequence[KeysValues]
     edges: Sequence[tuple[int, int]]
     is_kept: bool = True
+    kernel: AttentionOver | None = None
     _layer: int = 0
-    _kept: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
+    _kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
 
     def whole(self) -> list[KeysValues]:
         """Copies of all that is known of each row now, its new tokens included."""
-        by_row = zip(*self._kept, strict=True)
-        return [KeysValues(*(torch.stack(part) for part in zip(*layers, strict=True))) for layers in by_row]
+        keys, values = (torch.stack(layers) for layers in zip(*self._kept, strict=True))
+        return [
+            KeysValues(
+                torch.cat([row.keys, keys[:, :, start:stop]], dim=2),
+                torch.cat([row.values, values[:, :, start:stop]], dim=2),
+            )
+            for row, (start, stop) in zip(self.known, self.edges, strict=True)
+        ]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None) -> Tensor:
+        layer, self._layer = self._layer, self._layer + 1
+        if self.is_kept:  # copies, for a compiled pass uses the memory again
+            self._kept.append((key[0].clone(), value[0].clone()))
+        if self.kernel is not None and self.kernel.takes(query, key, value):
+            return self.kernel(query, key, value, layer, scale=scale, window=window)
         output = query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
-        together = []
         for row, (start, stop) in zip(self.known, self.edges, strict=True):
-            # Copies, for the memory of what is new is used again in a compiled pass.
-            keys = torch.cat([row.keys[self._layer], key[0, :, start:stop]], dim=1)
-            values = torch.cat([row.values[self._layer], value[0, :, start:stop]], dim=1)
+            keys = torch.cat([row.keys[layer], key[0, :, start:stop]], dim=1)
+            values = torch.cat([row.values[layer], value[0, :, start:stop]], dim=1)
             mask = self._mask(row.length, stop - start, window, query)
             found = _attention_over(query[:, :, start:stop], keys[None], values[None], mask, scale)
             output[:, start:stop] = found.transpose(1, 2)
-            together.append((keys, values))
-        self._layer += 1
-        if self.is_kept:
-            self._kept.append(together)
         return output
 
     def _mask(self, known: int, new: int, window: int | None, like: Tensor) -> Tensor:
@@ -97,16 +104,19 @@ class PackedRows:
 
 @dataclass(slots=True, eq=False)
 class SteppedRows:
-    """One new token for each row of a cache, in the slot behind its last one."""
+    """One new token for each row of a cache, in the slot behind its last one. kernel: as in `PackedRows`."""
 
     cache: BatchCache
+    kernel: AttentionOver | None = None
     _layer: int = 0
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None) -> Tensor:
-        keys, values = self.cache.layer(self._layer, room=1)
-        self._layer += 1
+        layer, self._layer = self._layer, self._layer + 1
+        keys, values = self.cache.layer(layer, room=1)
         keys[:, :, -1], values[:, :, -1] = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        if self.kernel is not None and self.kernel.takes(query, key, value):
+            return self.kernel(query, key, value, layer, scale=scale, window=window)
         found = _attention_over(query.transpose(0, 2), keys, values, self._mask(window, query), scale)
         return found.permute(2, 0, 1, 3)
 
@@ -157,7 +167,7 @@ def run_packed(
     suffixes = suffixes or [None] * len(inputs)
     lengths = [len(ids) + (0 if each is None else len(each)) for ids, each in zip(inputs, suffixes, strict=True)]
     edges = list(pairwise(accumulate(lengths, initial=0)))
-    rows = PackedRows(known, edges, is_kept)
+    rows = PackedRows(known, edges, is_kept, _kernel(model, known, edges))
     positions = [torch.arange(row.length, row.length + length) for row, length in zip(known, lengths, strict=True)]
     last = torch.tensor([stop - 1 for _, stop in edges], device=model.device)
     hidden = _run(model, rows, _read(model, inputs, suffixes), torch.cat(positions), last)
@@ -172,9 +182,17 @@ def step_packed(model: FrozenModel, cache: BatchCache, token_ids: Sequence[int])
     """
     cache.make_room(1)
     positions = torch.tensor([cache.end - start for start in cache.starts])
-    hidden = _run(model, SteppedRows(cache), {"input_ids": torch.tensor([token_ids], device=model.device)}, positions)
+    known = [cache.slots(row) for row in range(cache.rows)]
+    rows = SteppedRows(cache, _kernel(model, known, [(row, row + 1) for row in range(cache.rows)]))
+    hidden = _run(model, rows, {"input_ids": torch.tensor([token_ids], device=model.device)}, positions)
     cache.advance(1)
     return hidden
+
+
+def _kernel(model: FrozenModel, known: Sequence[KeysValues], edges: Sequence[tuple[int, int]]) -> AttentionOver | None:
+    if model.row_attention is None:
+        return None
+    return model.row_attention.over([(row.keys, row.values) for row in known], edges)
 
 
 def _run(
