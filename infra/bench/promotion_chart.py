@@ -14,7 +14,7 @@ from typing import Any
 
 from infra.bench.serving_http import bodies_of, demo_server, task_name
 from infra.bench.serving_load import OK, Asked, Clients, Load, ask, p99, throughput
-from infra.bench.serving_traffic import LIMITS, TASK, Traffic, bench_model, random_prompts
+from infra.bench.serving_traffic import LIMITS, TASK, Traffic, random_prompts, served_model
 from promptstore.lm.frozen import FrozenModel
 
 PICTURE = Path("infra/docs/latency-through-promotions.png")
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=0.5, help="share of what the server can answer")
     parser.add_argument("--out", type=Path, default=PICTURE)
     given = parser.parse_args()
-    run = measure(bench_model("float32"), promotions=given.promotions, every_s=given.every, load=given.load)
+    run = measure(served_model("float32"), promotions=given.promotions, every_s=given.every, load=given.load)
     said = summary(run)
     title = f"SmolLM2-135M, {VIRTUAL_TOKENS} virtual tokens, one CPU thread, polled every {POLL_S:g} s"
     draw(run, f"{title}\n{said}", given.out)

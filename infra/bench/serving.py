@@ -7,7 +7,7 @@ from infra.bench import serving_engine as engine
 from infra.bench import serving_http as http
 from infra.bench import serving_promotions as following
 from infra.bench.measurement import Measurement
-from infra.bench.serving_traffic import bench_model
+from infra.bench.serving_traffic import served_model
 from promptstore.lm.placement import choose_dtype
 
 
@@ -17,7 +17,7 @@ def measurements() -> list[Measurement]:
     for dtype in _dtypes():
         rows += engine.mixed_traffic(dtype, 100, (">= 6", ">= 5"))
         rows += engine.mixed_traffic(dtype, 20, (">= 3", ">= 2.5"))
-    model = bench_model("float32")
+    model = served_model("float32")
     rows += engine.many_prompts(model)
     rows += engine.cold_prompt(model)
     rows += http.http_cost(model)

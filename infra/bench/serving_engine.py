@@ -21,10 +21,10 @@ from infra.bench.serving_traffic import (
     Traffic,
     bench_model,
     random_prompts,
+    served_model,
     shortest_texts,
 )
 from promptstore.lm.frozen import FrozenModel
-from promptstore.lm.ordered import order_weights
 from promptstore.objects.local import LocalObjectStore
 from promptstore.runtime.job import ScoreJob
 from promptstore.runtime.queue import BatchLimits, JobQueue
@@ -44,7 +44,7 @@ Queued = tuple[JobQueue[ScoreJob], Sequence[Answer]]
 
 def mixed_traffic(dtype: str, num_virtual_tokens: int, targets: tuple[str, str]) -> list[Measurement]:
     """Requests per CPU second: PEFT one by one, PEFT in batches of one prompt, the engine in its own mixed batches."""
-    model, peer = order_weights(bench_model(dtype)), bench_model(dtype)  # as a server opens it, and as PEFT's users do
+    model, peer = served_model(dtype), bench_model(dtype)
     traffic = Traffic(model, num_virtual_tokens)
     rig = traffic.rig(model)
     peft = PeftServer(peer, traffic.prompts, traffic.labels)

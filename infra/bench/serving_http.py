@@ -34,7 +34,7 @@ from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.engine_rig import EngineRig
 from promptstore.testing.served import new_store
 
-TURNS = 2
+TURNS = 4
 BUSY_S = 12.0
 FLOOD_S = 15.0
 # Enough to keep a batch waiting behind the one in hand, and the next one forming.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from infra.bench.tuning_tasks import TASKS, load_split
 from promptstore.core.prompt import SoftPrompt
+from promptstore.lm.answering import for_answers
 from promptstore.lm.encoding import TaskEncoder
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.source import open_model
@@ -36,6 +37,11 @@ def bench_model(dtype: str) -> FrozenModel:
     """The demo's model on one thread, so that CPU seconds count work and not waiting."""
     torch.set_num_threads(1)
     return open_model(SOURCE, cache_dir=load_settings().cache_dir, device="cpu", dtype=dtype)
+
+
+def served_model(dtype: str) -> FrozenModel:
+    """The same as a server opens it."""
+    return for_answers(bench_model(dtype), folder=load_settings().cache_dir / "compiled")
 
 
 def validation_texts(count: int = REQUESTS) -> list[str]:

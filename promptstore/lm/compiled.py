@@ -26,7 +26,6 @@ from promptstore.errors import InvalidInputError
 from promptstore.lm.compilers import missing_compiler
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.packed import attended, enable_packing, options_of
-from promptstore.lm.row_attention import load_row_attention
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def compile_network(model: FrozenModel, *, folder: Path) -> FrozenModel:
     if lacking := missing_compiler("cpu"):
         raise InvalidInputError(f"to compile a network takes {lacking}, or leave --compile out")
     kept = folder / f"{_key(model)}.pass"
-    return replace(model, compiled=_load(kept) or _compile(model, kept), row_attention=load_row_attention(folder))
+    return replace(model, compiled=_load(kept) or _compile(model, kept))
 
 
 def _compile(model: FrozenModel, kept: Path) -> Pass:

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -17,6 +18,7 @@ constexpr int ALIGNMENT = 64;
 constexpr int MOST_QUERIES = 4;
 typedef float Lanes __attribute__((vector_size(ALIGNMENT)));
 typedef int32_t Whole __attribute__((vector_size(ALIGNMENT)));
+typedef uint16_t Halves __attribute__((vector_size(ALIGNMENT / 2)));
 using BFloat16 = uint16_t;
 
 struct Call {
@@ -72,12 +74,91 @@ inline float sum_of(Lanes lanes) {
   return found;
 }
 
-// Scores of the positions [begin, end) to weights e^(score - highest), and their sum. Lanes beside them become 0.
-inline float soften(float *weights, int64_t begin, int64_t end) {
-  const int64_t first = begin / LANES * LANES, last = (end + LANES - 1) / LANES * LANES;
+// Lane l of vector i and lane i of vector l change places, for bit S of i and l.
+template <int S, size_t... L>
+inline void exchange(Lanes *tile, std::index_sequence<L...>) {
+  for (int at = 0; at < LANES; at++) {
+    if (at & S) continue;
+    const Lanes low = tile[at], high = tile[at + S];
+    tile[at] = __builtin_shufflevector(low, high, ((L & S) ? LANES + L - S : L)...);
+    tile[at + S] = __builtin_shufflevector(low, high, ((L & S) ? LANES + L : L + S)...);
+  }
+}
+
+inline void transpose(Lanes *tile) {
+  constexpr std::make_index_sequence<LANES> lanes;
+  exchange<1>(tile, lanes);
+  exchange<2>(tile, lanes);
+  exchange<4>(tile, lanes);
+  exchange<8>(tile, lanes);
+}
+
+inline Lanes loaded(const float *from) {
+  Lanes found;
+  std::memcpy(&found, from, sizeof found);
+  return found;
+}
+
+inline Lanes loaded(const BFloat16 *from) {
+  Halves bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return reinterpret_cast<Lanes>(__builtin_convertvector(bits, Whole) << 16);
+}
+
+// `count` numbers, then zeros; LANES at most.
+template <class T>
+inline Lanes loaded(const T *from, int64_t count) {
+  if (count >= LANES) return loaded(from);
+  Lanes found{};
+  for (int64_t at = 0; at < count; at++) found[at] = widened(from[at]);
+  return found;
+}
+
+// Keys or values of one row and head: what was known, then the new ones.
+template <class T>
+struct Positions {
+  const T *known, *fresh;
+  int64_t known_count, known_step, fresh_step;
+
+  const T *at(int64_t position) const {
+    return position < known_count ? known + position * known_step : fresh + (position - known_count) * fresh_step;
+  }
+};
+
+// Blocks of LANES positions: [blocks, width rounded up to LANES], a vector for each number of the LANES keys.
+template <class T>
+void lay_keys(const Positions<T> &keys, int64_t length, int64_t width, Lanes *to) {
+  for (int64_t first = 0; first < length; first += LANES)
+    for (int64_t d = 0; d < width; d += LANES, to += LANES) {
+      for (int at = 0; at < LANES; at++) to[at] = first + at < length ? loaded(keys.at(first + at) + d, width - d) : Lanes{};
+      transpose(to);
+    }
+}
+
+// [positions, W]
+template <int W, class T>
+void lay_values(const Positions<T> &values, int64_t length, int64_t width, Lanes *to) {
+  for (int64_t at = 0; at < length; at++)
+    for (int w = 0; w < W; w++) to[at * W + w] = loaded(values.at(at) + w * LANES, width - w * LANES);
+}
+
+inline float highest_of(const float *from, int64_t count) {
+  Lanes most = loaded(from);
+  for (int64_t at = LANES; at < count; at += LANES) {
+    const Lanes lanes = loaded(from + at);
+    most = lanes > most ? lanes : most;
+  }
+  float found = most[0];
+  for (int at = 1; at < LANES; at++) found = std::max(found, most[at]);
+  return found;
+}
+
+// Scores of positions to weights e^(score - highest), and their sum. Scores are of [first, last), whole blocks; those
+// outside of [begin, end) become 0.
+inline float soften(float *weights, int64_t first, int64_t begin, int64_t end, int64_t last) {
   std::fill(weights + first, weights + begin, -std::numeric_limits<float>::infinity());
   std::fill(weights + end, weights + last, -std::numeric_limits<float>::infinity());
-  const float highest = *std::max_element(weights + begin, weights + end);
+  const float highest = highest_of(weights + first, last - first);
   Lanes total{};
   for (int64_t at = first; at < last; at += LANES) {
     Lanes &lanes = *reinterpret_cast<Lanes *>(weights + at);
@@ -87,21 +168,39 @@ inline float soften(float *weights, int64_t begin, int64_t end) {
   return sum_of(total);
 }
 
-// Q queries over the positions [begin, end). queries, found: [Q, W]; keys, values: [positions, W]; weights: [Q, room].
+// What a query sees: [begin, end).
+struct Seen {
+  int64_t begin, end;
+};
+
+// Q queries with B blocks of LANES keys each, `step` vectors apart; two at a time keep the processor's adders busy.
+template <int Q, int B>
+inline void score_blocks(const float *queries, int64_t wide, const Lanes *keys, int64_t step, int64_t width, float *weights,
+                         int64_t room) {
+  Lanes scores[Q][B] = {};
+  for (int64_t d = 0; d < width; d++)
+    for (int b = 0; b < B; b++)
+      for (int q = 0; q < Q; q++) scores[q][b] += queries[q * wide + d] * keys[b * step + d];
+  for (int q = 0; q < Q; q++)
+    for (int b = 0; b < B; b++) *reinterpret_cast<Lanes *>(weights + q * room + b * LANES) = scores[q][b];
+}
+
+// Q queries, what they see not falling. queries: [Q, W * LANES]; weights: [Q, room]; found: [Q, W].
 template <int Q, int W>
-void attend_block(const Lanes *queries, const Lanes *keys, const Lanes *values, int64_t begin, int64_t end, float *weights,
-                  int64_t room, Lanes *found) {
-  for (int64_t at = begin; at < end; at++) {
-    Lanes scores[Q] = {};
-#pragma GCC unroll 16
-    for (int w = 0; w < W; w++)
-      for (int q = 0; q < Q; q++) scores[q] += queries[q * W + w] * keys[at * W + w];
-    for (int q = 0; q < Q; q++) weights[q * room + at] = sum_of(scores[q]);
-  }
+void attend_block(const float *queries, const Seen *seen, const Lanes *keys, const Lanes *values, int64_t width,
+                  float *weights, int64_t room, Lanes *found) {
+  constexpr int64_t wide = W * LANES;
+  const int64_t block_vectors = (width + LANES - 1) / LANES * LANES;
+  const int64_t begin = seen[0].begin, end = seen[Q - 1].end;
+  const int64_t first = begin / LANES * LANES, last = (end + LANES - 1) / LANES * LANES;
+  const auto block = [&](int64_t at) { return keys + at / LANES * block_vectors; };
+  int64_t at = first;
+  for (; at + 2 * LANES <= last; at += 2 * LANES) score_blocks<Q, 2>(queries, wide, block(at), block_vectors, width, weights + at, room);
+  if (at < last) score_blocks<Q, 1>(queries, wide, block(at), block_vectors, width, weights + at, room);
   float totals[Q];
-  for (int q = 0; q < Q; q++) totals[q] = soften(weights + q * room, begin, end);
+  for (int q = 0; q < Q; q++) totals[q] = soften(weights + q * room, first, seen[q].begin, seen[q].end, last);
   Lanes sums[Q][W] = {};
-  for (int64_t at = begin; at < end; at++)
+  for (at = begin; at < end; at++)
     for (int q = 0; q < Q; q++) {
       const float weight = weights[q * room + at];
 #pragma GCC unroll 16
@@ -111,58 +210,50 @@ void attend_block(const Lanes *queries, const Lanes *keys, const Lanes *values, 
     for (int w = 0; w < W; w++) found[q * W + w] = sums[q][w] / totals[q];
 }
 
-template <int W>
-void attend_block_of(int64_t count, const Lanes *queries, const Lanes *keys, const Lanes *values, int64_t begin, int64_t end,
-                     float *weights, int64_t room, Lanes *found) {
-  switch (count) {
-    case 1: return attend_block<1, W>(queries, keys, values, begin, end, weights, room, found);
-    case 2: return attend_block<2, W>(queries, keys, values, begin, end, weights, room, found);
-    case 3: return attend_block<3, W>(queries, keys, values, begin, end, weights, room, found);
-    default: return attend_block<MOST_QUERIES, W>(queries, keys, values, begin, end, weights, room, found);
-  }
-}
-
-// `count` vectors of `width` numbers, `step` apart, to float32 and to W lanes each; lanes beyond the width stay.
-template <int W, class T>
-inline void widen(const T *from, int64_t count, int64_t step, int64_t width, float *to) {
-  for (int64_t at = 0; at < count; at++)
-    for (int64_t d = 0; d < width; d++) to[at * W * LANES + d] = widened(from[at * step + d]);
-}
-
 template <class T, int W>
 void attend_row(const Call &call, const Row &row, int64_t head) {
   constexpr int64_t wide = W * LANES;
   const int64_t fresh = row.stop - row.start, length = row.known + fresh, group = call.heads / call.key_heads;
   const int64_t room = (length + LANES - 1) / LANES * LANES;
   thread_local std::vector<float> memory;
-  memory.resize(2 * length * wide + 2 * MOST_QUERIES * wide + MOST_QUERIES * room + LANES);
-  if (call.width < wide) std::fill(memory.begin(), memory.end(), 0.0f);
+  memory.resize(room * wide + length * wide + MOST_QUERIES * (2 * wide + room) + LANES);
   void *start = memory.data();
   size_t bytes = memory.size() * sizeof(float);
   float *keys = static_cast<float *>(std::align(ALIGNMENT, 1, start, bytes));
-  float *values = keys + length * wide, *queries = values + length * wide;
+  float *values = keys + room * wide, *queries = values + length * wide;
   float *found = queries + MOST_QUERIES * wide, *weights = found + MOST_QUERIES * wide;
+  const auto vectors = [](float *from) { return reinterpret_cast<Lanes *>(from); };
 
-  const T *key = static_cast<const T *>(call.key) + row.start * call.key_token + head * call.key_head;
-  const T *value = static_cast<const T *>(call.value) + row.start * call.value_token + head * call.value_head;
-  widen<W>(static_cast<const T *>(row.keys) + head * row.key_head, row.known, call.width, call.width, keys);
-  widen<W>(static_cast<const T *>(row.values) + head * row.value_head, row.known, call.width, call.width, values);
-  widen<W>(key, fresh, call.key_token, call.width, keys + row.known * wide);
-  widen<W>(value, fresh, call.value_token, call.width, values + row.known * wide);
+  const Positions<T> all_keys{static_cast<const T *>(row.keys) + head * row.key_head,
+                              static_cast<const T *>(call.key) + row.start * call.key_token + head * call.key_head,
+                              row.known, call.width, call.key_token};
+  const Positions<T> all_values{static_cast<const T *>(row.values) + head * row.value_head,
+                                static_cast<const T *>(call.value) + row.start * call.value_token + head * call.value_head,
+                                row.known, call.width, call.value_token};
+  lay_keys(all_keys, length, call.width, vectors(keys));
+  lay_values<W>(all_values, length, call.width, vectors(values));
 
-  for (int64_t token = row.start; token < row.stop; token++) {
-    const int64_t end = row.known + token - row.start + 1;
-    const int64_t begin = call.window > 0 ? std::max<int64_t>(0, end - call.window) : 0;
-    for (int64_t first = head * group; first < (head + 1) * group; first += MOST_QUERIES) {
-      const int64_t count = std::min<int64_t>(MOST_QUERIES, (head + 1) * group - first);
-      const T *query = static_cast<const T *>(call.query) + token * call.query_token + first * call.query_head;
-      widen<W>(query, count, call.query_head, call.width, queries);
-      for (int64_t at = 0; at < count * wide; at++) queries[at] *= call.scale;
-      attend_block_of<W>(count, reinterpret_cast<Lanes *>(queries), reinterpret_cast<Lanes *>(keys),
-                         reinterpret_cast<Lanes *>(values), begin, end, weights, room, reinterpret_cast<Lanes *>(found));
-      T *output = static_cast<T *>(call.output) + (token * call.heads + first) * call.width;
-      for (int64_t q = 0; q < count; q++)
-        for (int64_t d = 0; d < call.width; d++) narrow(found[q * wide + d], output[q * call.width + d]);
+  const auto *query = static_cast<const T *>(call.query) + row.start * call.query_token + head * group * call.query_head;
+  auto *output = static_cast<T *>(call.output) + (row.start * call.heads + head * group) * call.width;
+  for (int64_t first = 0; first < fresh * group; first += MOST_QUERIES) {
+    const int64_t count = std::min<int64_t>(MOST_QUERIES, fresh * group - first);
+    Seen seen[MOST_QUERIES];
+    for (int64_t q = 0; q < count; q++) {
+      const int64_t token = (first + q) / group, end = row.known + token + 1;
+      seen[q] = {call.window > 0 ? std::max<int64_t>(0, end - call.window) : 0, end};
+      const T *from = query + token * call.query_token + (first + q) % group * call.query_head;
+      for (int64_t d = 0; d < call.width; d++) queries[q * wide + d] = widened(from[d]) * call.scale;
+    }
+    const auto attend_them = [&](auto attend) {
+      attend(queries, seen, vectors(keys), vectors(values), call.width, weights, room, vectors(found));
+    };
+    if (count == 1) attend_them(attend_block<1, W>);
+    if (count == 2) attend_them(attend_block<2, W>);
+    if (count == 3) attend_them(attend_block<3, W>);
+    if (count == MOST_QUERIES) attend_them(attend_block<MOST_QUERIES, W>);
+    for (int64_t q = 0; q < count; q++) {
+      T *to = output + ((first + q) / group * call.heads + (first + q) % group) * call.width;
+      for (int64_t d = 0; d < call.width; d++) narrow(found[q * wide + d], to[d]);
     }
   }
 }

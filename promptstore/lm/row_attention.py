@@ -122,7 +122,7 @@ class AttentionOver:
 def load_row_attention(folder: Path) -> RowAttention | None:
     """The kernel, compiled unless an earlier start left it in `folder`, which must be as trusted as the code.
 
-    `None`, and a warning, where that fails: torch's attention answers the same.
+    `None` where there is no C++ compiler, or, with a warning, where it fails: torch's attention answers the same.
     """
     flags = [*_FLAGS, *_CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), ())]
     said = " ".join(flags).encode() + SOURCE.read_bytes()
@@ -131,8 +131,11 @@ def load_row_attention(folder: Path) -> RowAttention | None:
         return RowAttention(ctypes.CDLL(str(kept)))
     except (OSError, AttributeError):
         pass  # not there, or damaged
+    if (compiler := cpp_compiler()) is None:
+        logger.info("no C++ compiler (g++, say), so attention is left to torch, which takes longer")
+        return None
     try:
-        _compile(flags, kept)
+        _compile([compiler, *flags], kept)
         return RowAttention(ctypes.CDLL(str(kept)))
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(getattr(error, "stderr", "")).strip() or error
@@ -140,11 +143,12 @@ def load_row_attention(folder: Path) -> RowAttention | None:
         return None
 
 
-def _compile(flags: Sequence[str], kept: Path) -> None:
+def _compile(command: Sequence[str], kept: Path) -> None:
     """Complete under its name, or not there at all."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".compiling-") as name:
         made = Path(name) / kept.name
-        command = [cpp_compiler() or "c++", *flags, str(SOURCE), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_S)
+        subprocess.run(
+            [*command, str(SOURCE), "-o", str(made)], check=True, capture_output=True, text=True, timeout=COMPILE_S
+        )
         made.replace(kept)

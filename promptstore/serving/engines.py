@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 
 from promptstore.errors import InvalidInputError
-from promptstore.lm.compiled import compile_network
+from promptstore.lm.answering import for_answers
 from promptstore.lm.described_model import DescribedModel
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.input_layer import InputLayer, load_input_layer
-from promptstore.lm.ordered import order_weights
 from promptstore.lm.source import find_model, open_model
 from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
@@ -51,9 +50,7 @@ def open_engine(settings: Settings, options: ServerOptions) -> ServedEngine:
         key = settings.vllm_api_key.get_secret_value() if settings.vllm_api_key else None
         return vllm_engine(load_input_layer(files, dtype=settings.dtype), options, api_key=key)
     model = open_model(settings.model, cache_dir=settings.cache_dir, device=settings.device, dtype=settings.dtype)
-    model = order_weights(model)
-    if options.compile_network:
-        model = compile_network(model, folder=settings.cache_dir / "compiled")
+    model = for_answers(model, folder=settings.cache_dir / "compiled", is_compiled=options.compile_network)
     return own_engine(model, options, spill_folder=settings.cache_dir / "prepared")
 
 

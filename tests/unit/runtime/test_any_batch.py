@@ -1,11 +1,12 @@
 """The promise of the engine: an answer does not depend on who shares the batch, on padding or on arrival."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from promptstore.lm.compiled import compile_network
+from promptstore.lm.answering import for_answers
 from promptstore.lm.compilers import missing_compiler
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.packed import enable_packing
@@ -116,12 +117,14 @@ def test_padded_inputs_give_the_same_answers_as_packed_ones(seed: int) -> None:
 
 
 @pytest.mark.skipif(missing_compiler("cpu") is not None, reason="needs a C++ compiler")
-def test_a_compiled_network_gives_the_same_answers(tmp_path: Path) -> None:
-    """Of learned positions; tests/unit/lm/test_compiled.py has one of rotated ones."""
-    plain, model = tiny_gpt2(), compile_network(tiny_gpt2(), folder=tmp_path)
+@pytest.mark.parametrize(("make", "is_compiled"), [(tiny_llama, False), (tiny_gpt2, True)])
+def test_what_a_server_makes_of_a_model_gives_the_same_answers(
+    make: Callable[[], FrozenModel], is_compiled: bool, tmp_path: Path
+) -> None:
+    plain, model = make(), for_answers(make(), folder=tmp_path, is_compiled=is_compiled)
     decoding, reason = choose_decoding(model)
     assert type(decoding) is PackedDecoding
-    assert "compiled" in reason
+    assert ("compiled" in reason) == is_compiled
     for seed in range(4):
         rng = random.Random(seed)
         assert check_answers_in_batches(_rig(model, decoding), _rig(plain, RecomputedDecoding(plain)), rng)

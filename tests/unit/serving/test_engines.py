@@ -48,7 +48,7 @@ def test_a_server_that_is_told_so_answers_with_a_compiled_network(
     served = open_engine(Settings(cache_dir=tmp_path), ServerOptions(parallel_batches=2, compile_network=True))
 
     engines = served.answerer._engines  # type: ignore[attr-defined]
-    assert all(engine._model.compiled is not None for engine in engines)
+    assert all(engine._model.compiled is not None and engine._model.row_attention is not None for engine in engines)
     assert served.decoding.endswith("the network is compiled")
     assert list((tmp_path / "compiled").iterdir())
 
