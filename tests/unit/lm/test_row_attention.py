@@ -115,6 +115,16 @@ def test_any_heads_are_attended_with(kernel: RowAttention, heads: tuple[int, int
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(kernel: RowAttention, dtype: torch.dtype) -> None:
+    rows = drawn([(20, 7), (3, 1), (0, 40), (50, 2)], dtype=dtype)
+    together = rows.attend(kernel, 2)
+    for known, (start, stop) in zip(rows.known, rows.edges, strict=True):
+        new = [part[:, :, start:stop] for part in (rows.query, rows.key, rows.value)]
+        assert torch.equal(Pass([known], [(0, stop - start)], *new).attend(kernel, 2), together[:, start:stop])
+
+
+@needs_compiler
 def test_it_computes_on_as_many_threads_as_torch(kernel: RowAttention) -> None:
     rows = drawn([(20, 30)] * 16, dtype=torch.float32)
     before = torch.get_num_threads()
