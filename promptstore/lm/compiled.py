@@ -9,6 +9,7 @@ again for other batches, lengths or numbers of threads.
 
 import hashlib
 import logging
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,7 +68,10 @@ def _compile(model: FrozenModel, kept: Path) -> Pass:
     logger.info("compiled %s in %.0f s", name, time.monotonic() - started)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        found.save_compiled_function(str(kept))
+        with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".compiling-") as name:
+            made = Path(name) / kept.name
+            found.save_compiled_function(str(made))
+            made.replace(kept)  # whole, for other servers that start meanwhile
     except Exception as error:  # noqa: BLE001 - it is ready, only not for the next start
         logger.warning("the compiled network is not kept in %s, so the next start compiles again: %s", kept, error)
     found.disable_guard_check()

@@ -140,7 +140,8 @@ class Engine:
     def _choose(self, sequences: Sequence[_Sequence], states: Tensor) -> list[ChosenToken | None]:
         """The next token of each answer; `None` where its highest score is not finite, as with any NaN among them."""
         logits = self._model.head.logits(states.to(self._model.head.weight.device)).cpu()
-        highest, likeliest = logits.max(dim=1)
+        likeliest = torch.from_numpy(logits.numpy().argmax(axis=1))  # torch's takes five to ten times as long
+        highest = logits.gather(1, likeliest[:, None])[:, 0]
         rows = zip(sequences, logits, likeliest.tolist(), highest.isfinite().tolist(), strict=True)
         return [sequence.sampler.choose(row, best) if is_finite else None for sequence, row, best, is_finite in rows]
 

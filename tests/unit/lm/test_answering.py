@@ -17,11 +17,6 @@ from promptstore.testing.tiny_models import tiny_llama
 from tests.unit.lm.test_architectures import FAMILIES, build
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
 def refuse_to_attend(*_: object) -> Tensor:
     raise AssertionError("torch attends")
 
@@ -40,12 +35,12 @@ def states(model: FrozenModel, lengths: Sequence[int]) -> Tensor:
 @pytest.mark.skipif(missing_compiler("cpu") is not None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("family", ["normalised queries", "sliding window", "scaled embeddings", "rotary on a part"])
 def test_on_a_cpu_rows_are_attended_to_by_the_kernel(
-    family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, compiled_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths = [1, 9, 4, 30]
     expected = states(build(*FAMILIES[family]), lengths)
     monkeypatch.setattr(packed, "_attention_over", refuse_to_attend)
-    found = states(for_answers(build(*FAMILIES[family]), folder=folder), lengths)
+    found = states(for_answers(build(*FAMILIES[family]), folder=compiled_folder), lengths)
     assert torch.allclose(found, expected, atol=1e-4)
 
 

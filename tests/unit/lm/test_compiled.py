@@ -1,6 +1,5 @@
 """What is compiled serves any batch on any thread, is kept for the next start, and is refused where it cannot be."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,12 +23,6 @@ from promptstore.lm.packed import enable_packing, run_packed, step_packed
 from promptstore.testing.tiny_models import tiny_gemma, tiny_llama, tiny_t5
 
 needs_compiler = pytest.mark.skipif(missing_compiler("cpu") is not None, reason="needs a C++ compiler")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where what is compiled is left for the tests that follow."""
-    return tmp_path_factory.mktemp("compiled")
 
 
 def states(model: FrozenModel, lengths: Sequence[int]) -> Tensor:
@@ -63,20 +56,20 @@ def refuse_to_compile(*_: object, **__: object) -> Any:
 @needs_compiler
 @pytest.mark.parametrize("lengths", [[1], [3], [1, 1], [2, 17, 5], [30] * 20])
 def test_what_was_compiled_once_computes_any_batch(
-    lengths: list[int], folder: Path, monkeypatch: pytest.MonkeyPatch
+    lengths: list[int], compiled_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = compile_network(tiny_llama(), folder=folder)
+    model = compile_network(tiny_llama(), folder=compiled_folder)
     monkeypatch.setattr(torch, "compile", refuse_to_compile)
     assert torch.allclose(states(model, lengths), states(tiny_llama(), lengths), atol=1e-5)
 
 
 @needs_compiler
 def test_it_is_kept_for_the_next_start_and_for_twins_on_other_threads(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    compiled_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compile_network(tiny_llama(), folder=folder)
+    compile_network(tiny_llama(), folder=compiled_folder)
     monkeypatch.setattr(torch, "compile", refuse_to_compile)
-    model = compile_network(tiny_llama(seed=1), folder=folder)  # other weights of the same network
+    model = compile_network(tiny_llama(seed=1), folder=compiled_folder)  # other weights of the same network
     expected = states(tiny_llama(seed=1), [2, 9])
 
     def computed(twin: FrozenModel) -> list[Tensor]:
@@ -90,27 +83,26 @@ def test_it_is_kept_for_the_next_start_and_for_twins_on_other_threads(
 
 @needs_compiler
 def test_what_was_kept_and_is_damaged_is_compiled_again(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiled_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compile_network(tiny_llama(), folder=folder)
-    damaged = shutil.copytree(folder, tmp_path / "damaged")
-    for kept in damaged.glob("*.pass"):
-        kept.write_bytes(kept.read_bytes()[:1000])
+    compile_network(tiny_llama(), folder=compiled_folder)
+    for kept in compiled_folder.glob("*.pass"):
+        (tmp_path / kept.name).write_bytes(kept.read_bytes()[:1000])
     monkeypatch.setattr(compiled, "_traced", lambda _: Traced("again"))
-    model = compile_network(tiny_llama(), folder=damaged)
+    model = compile_network(tiny_llama(), folder=tmp_path)
     assert getattr(model.compiled, "program", "") == "again"
-    assert b"again" in [each.read_bytes() for each in damaged.glob("*.pass")]
+    assert b"again" in [each.read_bytes() for each in tmp_path.glob("*.pass")]
 
 
 @needs_compiler
 @pytest.mark.skipif(not has_bf16(), reason="this processor computes no bfloat16")
-def test_ordered_weights_are_multiplied_in_their_order(folder: Path) -> None:
+def test_ordered_weights_are_multiplied_in_their_order(compiled_folder: Path) -> None:
     def ordered() -> FrozenModel:
         tiny = tiny_llama()
         network = tiny.network.to(torch.bfloat16)
         return order_weights(replace(tiny, network=network, head=read_head(network)))
 
-    found, expected = states(compile_network(ordered(), folder=folder), [2, 9]), states(ordered(), [2, 9])
+    found, expected = states(compile_network(ordered(), folder=compiled_folder), [2, 9]), states(ordered(), [2, 9])
     assert (found - expected).norm(dim=1).le(0.03 * expected.norm(dim=1)).all()
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -117,11 +118,11 @@ def test_padded_inputs_give_the_same_answers_as_packed_ones(seed: int) -> None:
 
 
 @pytest.mark.skipif(missing_compiler("cpu") is not None, reason="needs a C++ compiler")
-@pytest.mark.parametrize(("make", "is_compiled"), [(tiny_llama, False), (tiny_gpt2, True)])
+@pytest.mark.parametrize(("make", "is_compiled"), [(tiny_llama, False), (partial(tiny_gpt2, layers=1), True)])
 def test_what_a_server_makes_of_a_model_gives_the_same_answers(
-    make: Callable[[], FrozenModel], is_compiled: bool, tmp_path: Path
+    make: Callable[[], FrozenModel], is_compiled: bool, compiled_folder: Path
 ) -> None:
-    plain, model = make(), for_answers(make(), folder=tmp_path, is_compiled=is_compiled)
+    plain, model = make(), for_answers(make(), folder=compiled_folder, is_compiled=is_compiled)
     decoding, reason = choose_decoding(model)
     assert type(decoding) is PackedDecoding
     assert ("compiled" in reason) == is_compiled

@@ -41,16 +41,17 @@ def test_in_bf16_on_a_cpu_every_engine_computes_with_ordered_weights(
 
 @pytest.mark.skipif(missing_compiler("cpu") is not None, reason="needs a C++ compiler")
 def test_a_server_that_is_told_so_answers_with_a_compiled_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiled_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("promptstore.serving.engines.open_model", lambda *_, **__: tiny_llama())
+    settings = Settings(cache_dir=compiled_folder.parent)
 
-    served = open_engine(Settings(cache_dir=tmp_path), ServerOptions(parallel_batches=2, compile_network=True))
+    served = open_engine(settings, ServerOptions(parallel_batches=2, compile_network=True))
 
     engines = served.answerer._engines  # type: ignore[attr-defined]
     assert all(engine._model.compiled is not None and engine._model.row_attention is not None for engine in engines)
     assert served.decoding.endswith("the network is compiled")
-    assert list((tmp_path / "compiled").iterdir())
+    assert list(compiled_folder.glob("*.pass"))
 
 
 def test_a_compiled_network_that_answers_otherwise_is_refused() -> None:
