@@ -79,11 +79,13 @@ class Engine:
         self._retire()
         self._take_back()
         while self._sequences:
+            has_gone_on = False
             try:
                 states = self._running.step([sequence.token_ids[-1] for sequence in self._sequences])
+                has_gone_on = True
                 tokens = self._choose(self._sequences, states)
             except Exception as error:  # noqa: BLE001 - the boundary between one batch and the server
-                self._shed(error)
+                self._shed(error, has_gone_on=has_gone_on)
                 continue
             self._append(self._sequences, tokens)
             self._retire()
@@ -172,10 +174,13 @@ class Engine:
             self._running.keep(kept)
             self._sequences = [self._sequences[row] for row in kept]
 
-    def _shed(self, error: Exception) -> None:
-        """Sets the younger half of the running answers aside if memory is short; after any other failure ends all."""
-        leaving = self._leave_from(len(self._sequences) // 2 if is_out_of_memory(error) else 0)
-        self._room_rows = len(self._sequences)
+    def _shed(self, error: Exception, *, has_gone_on: bool) -> None:
+        """Sets the younger half of the running answers aside if memory is short; after any other failure ends all.
+
+        has_gone_on: the rows have taken the step, without a token for it, so that all are to be read again.
+        """
+        self._room_rows = len(self._sequences) // 2
+        leaving = self._leave_from(self._room_rows if is_out_of_memory(error) and not has_gone_on else 0)
         if is_out_of_memory(error):
             self._set_aside += [sequence for sequence in leaving if not sequence.is_second_try]
             leaving = [sequence for sequence in leaving if sequence.is_second_try]

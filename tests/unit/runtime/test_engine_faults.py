@@ -1,6 +1,8 @@
 """What goes wrong inside one batch must not harm the others in it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from promptstore.errors import CorruptError, NotServingError
 from promptstore.lm.frozen import FrozenModel
+from promptstore.lm.head import OutputHead
 from promptstore.runtime.cached import CachedDecoding, PackedDecoding
 from promptstore.runtime.decoding import choose_decoding
 from promptstore.runtime.job import Event, Generated, GenerateJob
@@ -111,6 +114,36 @@ def test_answers_set_aside_for_want_of_memory_go_on_where_they_were(
         own = plain.answer(plain.generate("p", [5, 6, 7 + row], samplings[row]))
         assert (answer.error, answer.ends, answer.reason) == (None, 1, own.reason)
         assert (answer.token_ids, answer.text) == (own.token_ids, own.text)
+
+
+class _FullAt:
+    """As `head`, but out of memory at one of its calls, counted from 0."""
+
+    def __init__(self, head: OutputHead, call: int) -> None:
+        self._head, self._left = head, call
+        self.weight = head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        self._left -= 1
+        if self._left == -1:
+            raise torch.OutOfMemoryError("no room")
+        return self._head.logits(hidden)
+
+
+@pytest.mark.parametrize("decoding", [CachedDecoding, PackedDecoding, RecomputedDecoding])
+def test_no_token_is_lost_or_doubled_when_memory_runs_out_behind_the_network(
+    decoding: Callable[[FrozenModel], Decoding],
+) -> None:
+    model = tiny_llama()
+    choose_decoding(model)
+    full = replace(model, head=cast("OutputHead", _FullAt(model.head, 2)))
+    rig = _rig(full, decoding(full))
+    asked = [rig.generate("p", [5, 6, 7 + row], Sampling(7)) for row in range(4)]
+    rig.run(*(job for job, _ in asked))
+    plain = _rig(model, RecomputedDecoding(model))
+    for row, (_, answer) in enumerate(asked):
+        own = plain.answer(plain.generate("p", [5, 6, 7 + row], Sampling(7)))
+        assert (answer.error, answer.ends, answer.token_ids) == (None, 1, own.token_ids)
 
 
 def test_an_answer_that_memory_runs_out_for_twice_is_told_so_and_the_next_one_is_answered(model: FrozenModel) -> None:
