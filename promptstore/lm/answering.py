@@ -6,7 +6,7 @@ from pathlib import Path
 from promptstore.lm.compiled import compile_network
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.ordered import order_weights
-from promptstore.lm.row_attention import load_row_attention
+from promptstore.lm.row_attention import DTYPES, load_row_attention
 
 
 def for_answers(model: FrozenModel, *, folder: Path, is_compiled: bool = False) -> FrozenModel:
@@ -17,6 +17,6 @@ def for_answers(model: FrozenModel, *, folder: Path, is_compiled: bool = False) 
     compiled, too; raises as `promptstore.lm.compiled.compile_network`.
     """
     model = order_weights(model)
-    if model.device.type == "cpu":
+    if model.device.type == "cpu" and model.takes_positions and model.dtype in DTYPES:
         model = replace(model, row_attention=load_row_attention(folder))
     return compile_network(model, folder=folder) if is_compiled else model

@@ -1,18 +1,37 @@
-"""What compiling needs of the machine."""
+"""What compiling needs of the machine, and where what was compiled is kept."""
 
 import importlib.util
+import os
 import shutil
+from pathlib import Path
 
 
-def cpp_compiler() -> str | None:
-    """The path of this machine's C++ compiler, `None` without one."""
-    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+def cpp_compilers() -> list[str]:
+    """The paths of this machine's C++ compilers."""
+    return [found for name in ("c++", "g++", "clang++") if (found := shutil.which(name)) is not None]
+
+
+def own_folder(folder: Path) -> None:
+    """Sees to it that `folder` is there and nobody else may write to it: what lies in it is run.
+
+    Raises:
+        PermissionError: it belongs to somebody else. OSError: it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name != "posix":
+        return
+    if folder.stat().st_uid != os.geteuid():
+        raise PermissionError(
+            f"{folder} belongs to another user, and what lies there would be run; "
+            "remove it, or name another cache folder"
+        )
+    folder.chmod(0o700)
 
 
 def missing_compiler(device_type: str) -> str | None:
     """What this machine would need to compile for such a device, `None` if nothing."""
     if device_type == "cpu":
-        return None if cpp_compiler() else "a C++ compiler on a CPU (g++, say); install one"
+        return None if cpp_compilers() else "a C++ compiler on a CPU (g++, say); install one"
     if importlib.util.find_spec("triton") is None:
         return "triton on a GPU; pip install triton"
     return (

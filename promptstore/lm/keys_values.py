@@ -103,11 +103,12 @@ class BatchCache:
             use_cache=True,
             **_positions(model, positions),
         )
-        self.stops = [self.end + length for length in lengths]
-        self.end += width
         last = torch.tensor(lengths, device=model.device) - 1
         hidden: Tensor = outputs.last_hidden_state
-        return hidden[torch.arange(self.rows, device=model.device), last].contiguous()
+        found = hidden[torch.arange(self.rows, device=model.device), last].contiguous()
+        self.stops = [self.end + length for length in lengths]
+        self.end += width
+        return found
 
     @torch.inference_mode()
     def join(self, newcomers: Sequence[KeysValues]) -> None:
@@ -149,6 +150,10 @@ class BatchCache:
         """Every row has so many slots more, which have been written."""
         self.stops = [stop + count for stop in self.stops]
         self.end += count
+
+    def retreat(self, count: int) -> None:
+        """Every row forgets its last slots, so many of them."""
+        self.advance(-count)
 
     def slots(self, row: int) -> KeysValues:
         """A view of what one row holds."""

@@ -81,7 +81,7 @@ class PackedRows:
         layer, self._layer = self._layer, self._layer + 1
         if self.is_kept:  # copies, for a compiled pass uses the memory again
             self._kept.append((key[0].clone(), value[0].clone()))
-        if self.kernel is not None and self.kernel.takes(query, key, value):
+        if self.kernel is not None and self.kernel.takes(query, key, value, layer, window):
             return self.kernel(query, key, value, layer, scale=scale, window=window)
         output = query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
         for row, (start, stop) in zip(self.known, self.edges, strict=True):
@@ -115,7 +115,7 @@ class SteppedRows:
         layer, self._layer = self._layer, self._layer + 1
         keys, values = self.cache.layer(layer, room=1)
         keys[:, :, -1], values[:, :, -1] = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        if self.kernel is not None and self.kernel.takes(query, key, value):
+        if self.kernel is not None and self.kernel.takes(query, key, value, layer, window):
             return self.kernel(query, key, value, layer, scale=scale, window=window)
         found = _attention_over(query.transpose(0, 2), keys, values, self._mask(window, query), scale)
         return found.permute(2, 0, 1, 3)

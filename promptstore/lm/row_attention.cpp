@@ -4,10 +4,12 @@
 // share them goes over them. Called by row_attention.py, which says what the fields of Call are.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -22,7 +24,7 @@ typedef uint16_t Halves __attribute__((vector_size(ALIGNMENT / 2)));
 using BFloat16 = uint16_t;
 
 struct Call {
-  int64_t rows, heads, key_heads, width, window;
+  int64_t threads, rows, heads, key_heads, width, window;
   float scale;
   const void *query, *key, *value;
   void *output;
@@ -154,7 +156,7 @@ inline float highest_of(const float *from, int64_t count) {
 }
 
 // Scores of positions to weights e^(score - highest), and their sum. Scores are of [first, last), whole blocks; those
-// outside of [begin, end) become 0.
+// outside of [begin, end) become e^-87.
 inline float soften(float *weights, int64_t first, int64_t begin, int64_t end, int64_t last) {
   std::fill(weights + first, weights + begin, -std::numeric_limits<float>::infinity());
   std::fill(weights + end, weights + last, -std::numeric_limits<float>::infinity());
@@ -216,7 +218,8 @@ void attend_row(const Call &call, const Row &row, int64_t head) {
   const int64_t fresh = row.stop - row.start, length = row.known + fresh, group = call.heads / call.key_heads;
   const int64_t room = (length + LANES - 1) / LANES * LANES;
   thread_local std::vector<float> memory;
-  memory.resize(room * wide + length * wide + MOST_QUERIES * (2 * wide + room) + LANES);
+  const size_t needed = room * wide + length * wide + MOST_QUERIES * (2 * wide + room) + LANES;
+  if (memory.size() < needed) memory.resize(needed);
   void *start = memory.data();
   size_t bytes = memory.size() * sizeof(float);
   float *keys = static_cast<float *>(std::align(ALIGNMENT, 1, start, bytes));
@@ -258,28 +261,36 @@ void attend_row(const Call &call, const Row &row, int64_t head) {
   }
 }
 
+// Whether there was memory for it.
 template <class T, int W>
-void attend_rows(const Call &call) {
+bool attend_rows(const Call &call) {
   const int64_t tasks = call.rows * call.key_heads;
-#pragma omp parallel for schedule(dynamic) if (tasks > 1)
+  std::atomic<bool> is_done{true};
+#pragma omp parallel for schedule(dynamic) num_threads(call.threads) if (tasks > 1 && call.threads > 1)
   for (int64_t task = 0; task < tasks; task++) {
     const int64_t at = task / call.key_heads;
     const auto column = [&](int of) { return call.table[of * call.rows + at]; };
     const Row row{reinterpret_cast<const void *>(column(0)), reinterpret_cast<const void *>(column(1)),
                   column(2), column(3), column(4), column(5), column(6)};
-    attend_row<T, W>(call, row, task % call.key_heads);
+    try {
+      attend_row<T, W>(call, row, task % call.key_heads);
+    } catch (const std::bad_alloc &) {  // it must not leave the loop's thread
+      is_done = false;
+    }
   }
+  return is_done;
 }
 
 template <class T>
-void attend(const Call &call) {
+bool attend(const Call &call) {
   if (call.width <= 32) return attend_rows<T, 2>(call);
   if (call.width <= 64) return attend_rows<T, 4>(call);
   if (call.width <= 128) return attend_rows<T, 8>(call);
-  attend_rows<T, 16>(call);
+  return attend_rows<T, 16>(call);
 }
 
 }  // namespace
 
-extern "C" void attend_float32(const Call *call) { attend<float>(*call); }
-extern "C" void attend_bfloat16(const Call *call) { attend<BFloat16>(*call); }
+// 0, or 1 if memory ran out.
+extern "C" int attend_float32(const Call *call) { return attend<float>(*call) ? 0 : 1; }
+extern "C" int attend_bfloat16(const Call *call) { return attend<BFloat16>(*call) ? 0 : 1; }

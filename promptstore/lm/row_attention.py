@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import logging
 import math
+import platform
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promptstore.lm.compilers import cpp_compiler
+from promptstore.lm.compilers import cpp_compilers, own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ _CAPABILITIES = {
 }
 _FUNCTIONS = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
 
+DTYPES = frozenset(_FUNCTIONS)
+
 
 class _Call(ctypes.Structure):
     """Strides are in numbers.
@@ -45,7 +48,7 @@ class _Call(ctypes.Structure):
     """
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "heads", "key_heads", "width", "window")),
+        *((name, ctypes.c_int64) for name in ("threads", "rows", "heads", "key_heads", "width", "window")),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("query", "key", "value", "output")),
         *((name, ctypes.c_int64) for name in ("query_token", "query_head", "key_token", "key_head")),
@@ -80,6 +83,8 @@ class AttentionOver:
         self._functions = functions
         self._known = known  # its memory is read at every layer
         sides = list(zip(*known, strict=True))
+        self._kinds = {(each.shape[1], each.shape[3], each.dtype, each.device.type) for side in sides for each in side}
+        self._layers = min(each.shape[0] for side in sides for each in side)
         self._is_dense = all(each.stride()[2:] == (each.shape[3], 1) for side in sides for each in side)
         self._layer_bytes = np.array([[each.stride(0) * each.element_size() for each in side] for side in sides])
         self._table = np.array(
@@ -92,30 +97,47 @@ class AttentionOver:
             dtype=np.int64,
         )
 
-    def takes(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
-        """Whether it computes such a layer; any other is torch's."""
+    def takes(self, query: Tensor, key: Tensor, value: Tensor, layer: int, window: int | None) -> bool:
+        """Whether it computes such a layer; any other is torch's, which also says what does not fit together.
+
+        A network may keep something else than what it attends to (latents, fewer heads, fewer layers).
+        """
+        kinds = {(each.shape[1], each.shape[3], each.dtype, each.device.type) for each in (key, value)}
         return (
             self._is_dense
+            and kinds == self._kinds
+            and len(kinds) == 1
+            and layer < self._layers
+            and query.dtype == key.dtype
             and query.dtype in self._functions
-            and query.shape[3] == value.shape[3] <= MOST_WIDTH
+            and query.shape[3] == key.shape[3] <= MOST_WIDTH
+            and query.shape[1] % key.shape[1] == 0
+            and query.device.type == "cpu"
             and all(each.stride(3) == 1 for each in (query, key, value))
+            and (window is None or window > 0)
         )
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, layer: int, *, scale: float | None, window: int | None
     ) -> Tensor:
-        """Each new token over what its row knows, itself and the new ones before it; as `Attended.attend`."""
+        """Each new token over what its row knows, itself and the new ones before it; as `Attended.attend`.
+
+        Raises:
+            MemoryError: there is none for a row's keys and values in float32.
+        """
         _, heads, tokens, width = query.shape
         output = query.new_empty((1, tokens, heads, width))
         table = self._table.copy()
         table[:2] += layer * self._layer_bytes
         call = _Call(
-            *(table.shape[1], heads, key.shape[1], width, window or 0, scale or 1 / math.sqrt(width)),
+            *(torch.get_num_threads(), table.shape[1], heads, key.shape[1], width, window or 0),
+            1 / math.sqrt(width) if scale is None else scale,
             *(each.data_ptr() for each in (query, key, value, output)),
             *(stride for each in (query, key, value) for stride in (each.stride(2), each.stride(1))),
             table.ctypes.data,
         )
-        self._functions[query.dtype](ctypes.byref(call))
+        if self._functions[query.dtype](ctypes.byref(call)) != 0:
+            raise MemoryError("attention found no memory for the keys and values of a row")
         return output
 
 
@@ -125,30 +147,36 @@ def load_row_attention(folder: Path) -> RowAttention | None:
     `None` where there is no C++ compiler, or, with a warning, where it fails: torch's attention answers the same.
     """
     flags = [*_FLAGS, *_CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), ())]
-    said = " ".join(flags).encode() + SOURCE.read_bytes()
+    said = " ".join([platform.machine(), *flags]).encode() + SOURCE.read_bytes()
     kept = folder / f"{hashlib.sha256(said).hexdigest()[:32]}.so"
-    try:
-        return RowAttention(ctypes.CDLL(str(kept)))
-    except (OSError, AttributeError):
-        pass  # not there, or damaged
-    if (compiler := cpp_compiler()) is None:
+    compilers = cpp_compilers()
+    if not (kept.is_file() or compilers):
         logger.info("no C++ compiler (g++, say), so attention is left to torch, which takes longer")
         return None
-    try:
-        _compile([compiler, *flags], kept)
-        return RowAttention(ctypes.CDLL(str(kept)))
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = str(getattr(error, "stderr", "")).strip() or error
-        logger.warning("attention is left to torch, which takes longer; its kernel did not compile: %s", reason)
-        return None
+    reasons: list[object] = []
+    for compiler in (None, *compilers):  # first what is there
+        try:
+            own_folder(folder)
+            if compiler is not None:
+                _compile([compiler, *flags], kept)
+            return RowAttention(ctypes.CDLL(str(kept)))
+        except (OSError, AttributeError, subprocess.SubprocessError) as error:
+            stderr = getattr(error, "stderr", None)
+            reasons.append(stderr.strip() if isinstance(stderr, str) and stderr.strip() else error)
+    logger.warning("attention is left to torch, which takes longer; its kernel did not compile: %s", reasons[-1])
+    return None
 
 
 def _compile(command: Sequence[str], kept: Path) -> None:
     """Complete under its name, or not there at all."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".compiling-") as name:
         made = Path(name) / kept.name
         subprocess.run(
-            [*command, str(SOURCE), "-o", str(made)], check=True, capture_output=True, text=True, timeout=COMPILE_S
+            [*command, str(SOURCE), "-o", str(made)],
+            check=True,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMPILE_S,
         )
         made.replace(kept)

@@ -101,7 +101,12 @@ class _CachedRows:
         if self._cache is None:
             raise ValueError("no rows to continue; join some first")
         by_place = dict(zip(self._places, token_ids, strict=True))
-        return self._decoding.step(self._cache, [by_place[place] for place in range(self._cache.rows)])[self._places]
+        states = self._decoding.step(self._cache, [by_place[place] for place in range(self._cache.rows)])
+        try:
+            return states[self._places]
+        except Exception:
+            self._cache.retreat(1)
+            raise
 
     def keep(self, rows: Sequence[int]) -> None:
         if self._cache is not None:

@@ -74,7 +74,8 @@ class Engine:
         """One more token for every running answer; finished and cancelled ones leave.
 
         Out of memory, the younger half of the answers is set aside, and each goes on where it was when one of the
-        others has left. One that memory runs out for twice is told so.
+        others has left; behind the network all are, and half of them are read again at once. One that memory runs out
+        for twice is told so.
         """
         self._retire()
         self._take_back()

@@ -1,6 +1,9 @@
 """The compiled kernel gives what torch's attention gives for each row alone, whatever rows there are."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from promptstore.lm import row_attention
-from promptstore.lm.compilers import missing_compiler
+from promptstore.lm.compilers import cpp_compilers, missing_compiler
 from promptstore.lm.row_attention import RowAttention, load_row_attention
 
 needs_compiler = pytest.mark.skipif(missing_compiler("cpu") is not None, reason="needs a C++ compiler")
@@ -29,7 +32,7 @@ class Pass:
 
     def attend(self, kernel: RowAttention, layer: int, window: int | None = None, scale: float | None = None) -> Tensor:
         over = kernel.over(self.known, self.edges)
-        assert over.takes(self.query, self.key, self.value)
+        assert over.takes(self.query, self.key, self.value, layer, window)
         return over(self.query, self.key, self.value, layer, scale=scale, window=window)
 
     def expected(self, layer: int, window: int | None = None, scale: float | None = None) -> Tensor:
@@ -165,11 +168,39 @@ def test_what_it_does_not_compute_is_left_to_torch(kernel: RowAttention) -> None
     scattered.known = [tuple(part.transpose(2, 3).contiguous().transpose(2, 3) for part in scattered.known[0])]  # type: ignore[list-item]
     uneven = drawn([(4, 2)], dtype=torch.float32)
     uneven.value = uneven.value[..., :32]
-    takes = [
-        kernel.over(each.known, each.edges).takes(each.query, each.key, each.value)
-        for each in (good, half, wide, strided, scattered, uneven)
-    ]
-    assert takes == [True, False, False, False, False, False]
+    latent, few = (drawn([(4, 2)], dtype=torch.float32) for _ in range(2))
+    latent.known = drawn([(4, 2)], width=32, dtype=torch.float32).known
+    few.known = drawn([(4, 2)], heads=(1, 1), dtype=torch.float32).known
+
+    def takes(rows: Pass, layer: int = 0, window: int | None = None) -> bool:
+        return kernel.over(rows.known, rows.edges).takes(rows.query, rows.key, rows.value, layer, window)
+
+    assert takes(good)
+    assert not any(map(takes, (half, wide, strided, scattered, uneven, latent, few)))
+    assert not takes(good, layer=LAYERS)
+    assert not takes(good, window=0)
+
+
+@needs_compiler
+def test_without_memory_for_a_row_an_error_says_so(compiled_folder: Path, kernel: RowAttention) -> None:
+    del kernel  # compiled before
+    program = f"""
+import resource, torch
+from pathlib import Path
+from promptstore.lm.row_attention import load_row_attention
+torch.set_num_threads(2)
+part = torch.ones(1, 2, 500_000, 128, dtype=torch.bfloat16)
+new = torch.ones(1, 2, 1, 128, dtype=torch.bfloat16)
+over = load_row_attention(Path({str(compiled_folder)!r})).over([(part, part)], [(0, 1)])
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, resource.RLIM_INFINITY))
+try:
+    over(new, new, new, 0, scale=None, window=None)
+except MemoryError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout == "attention found no memory for the keys and values of a row\n"
 
 
 @needs_compiler
@@ -188,11 +219,36 @@ def test_where_it_does_not_compile_that_is_said_and_nothing_is_left(
     compiler.parent.mkdir()
     compiler.write_text(f"#!/bin/sh\n{program}\n")
     compiler.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{compiler.parent}:/bin:/usr/bin")
+    monkeypatch.setenv("PATH", str(compiler.parent))
     assert load_row_attention(tmp_path / "kept") is None
     assert "left to torch" in caplog.text
     assert ("no such flag" in caplog.text) == ("no such flag" in program)
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+@needs_compiler
+def test_a_compiler_that_fails_does_not_hide_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c++").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "c++").chmod(0o755)
+    (tmp_path / "g++").symlink_to(cpp_compilers()[0])
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(row_attention, "_compile", lambda command, _: tried.append(Path(command[0])))
+    tried: list[Path] = []
+    load_row_attention(tmp_path / "kept")
+    assert tried[:2] == [tmp_path / "c++", tmp_path / "g++"]
+
+
+@needs_compiler
+def test_no_program_is_run_from_a_folder_that_others_write(
+    compiled_folder: Path, kernel: RowAttention, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    del kernel
+    compiled_folder.chmod(0o777)
+    assert load_row_attention(compiled_folder) is not None
+    assert compiled_folder.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(os, "geteuid", lambda: compiled_folder.stat().st_uid + 1)
+    assert load_row_attention(compiled_folder) is None
+    assert "belongs to another user" in caplog.text
 
 
 @needs_compiler
