@@ -26,7 +26,9 @@ class Settings(BaseSettings):
     store: str = Field(
         default="", description="store URL: s3://bucket/prefix, file:///folder, a path, or memory://name"
     )
-    cache_dir: Path = Field(default_factory=_user_cache, description="models, data and pulled prompts; safe to delete")
+    cache_dir: Path = Field(
+        default_factory=_user_cache, description="models, data, pulled prompts, compiled programs; safe to delete"
+    )
     cache_bytes: int = Field(default=1 << 30, ge=0, description="bound of the cache of pulled prompts")
     state_dir: Path = Field(
         default_factory=_user_data, description="last seen commits, cursors, keys; not safe to lose"

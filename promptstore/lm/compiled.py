@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from promptstore.errors import InvalidInputError
-from promptstore.lm.compilers import missing_compiler, own_folder
+from promptstore.lm.compilers import missing_compiler, own_place
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.packed import attended, enable_packing, options_of
 
@@ -67,7 +67,7 @@ def _compile(model: FrozenModel, kept: Path) -> Pass:
         raise InvalidInputError(f"{name} cannot be compiled; leave --compile out: {reason}") from error
     logger.info("compiled %s in %.0f s", name, time.monotonic() - started)
     try:
-        own_folder(kept.parent)
+        own_place(kept)
         with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".compiling-") as name:
             made = Path(name) / kept.name
             found.save_compiled_function(str(made))
@@ -118,7 +118,7 @@ def _load(kept: Path) -> Pass | None:
         return None
     started = time.monotonic()
     try:
-        own_folder(kept.parent)
+        own_place(kept)
         with kept.open("rb") as file:
             found: Any = torch.compiler.load_compiled_function(file)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it can be made again

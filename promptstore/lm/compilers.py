@@ -11,21 +11,21 @@ def cpp_compilers() -> list[str]:
     return [found for name in ("c++", "g++", "clang++") if (found := shutil.which(name)) is not None]
 
 
-def own_folder(folder: Path) -> None:
-    """Sees to it that `folder` is there and nobody else may write to it: what lies in it is run.
+def own_place(kept: Path) -> None:
+    """Sees to it that nobody else can have written a program at `kept`, nor will: it is run. Makes its folder.
 
     Raises:
-        PermissionError: it belongs to somebody else. OSError: it cannot be made.
+        PermissionError: folder or program belong to somebody else. OSError: the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
     if os.name != "posix":
         return
-    if folder.stat().st_uid != os.geteuid():
-        raise PermissionError(
-            f"{folder} belongs to another user, and what lies there would be run; "
-            "remove it, or name another cache folder"
-        )
-    folder.chmod(0o700)
+    for path in (kept.parent, kept):
+        if path.exists() and path.stat().st_uid != os.geteuid():
+            raise PermissionError(
+                f"{path} belongs to another user, and it would be run; remove it, or name another cache folder"
+            )
+    kept.parent.chmod(0o700)
 
 
 def missing_compiler(device_type: str) -> str | None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promptstore.lm.compilers import cpp_compilers, own_folder
+from promptstore.lm.compilers import cpp_compilers, own_place
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class AttentionOver:
 
 
 def load_row_attention(folder: Path) -> RowAttention | None:
-    """The kernel, compiled unless an earlier start left it in `folder`, which must be as trusted as the code.
+    """The kernel, compiled unless an earlier start left it in `folder`, which is closed to other users.
 
     `None` where there is no C++ compiler, or, with a warning, where it fails: torch's attention answers the same.
     """
@@ -156,7 +156,7 @@ def load_row_attention(folder: Path) -> RowAttention | None:
     reasons: list[object] = []
     for compiler in (None, *compilers):  # first what is there
         try:
-            own_folder(folder)
+            own_place(kept)
             if compiler is not None:
                 _compile([compiler, *flags], kept)
             return RowAttention(ctypes.CDLL(str(kept)))

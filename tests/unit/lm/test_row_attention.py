@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from promptstore.lm import row_attention
-from promptstore.lm.compilers import cpp_compilers, missing_compiler
+from promptstore.lm.compilers import cpp_compilers, missing_compiler, own_place
 from promptstore.lm.row_attention import RowAttention, load_row_attention
 
 needs_compiler = pytest.mark.skipif(missing_compiler("cpu") is not None, reason="needs a C++ compiler")
@@ -249,6 +249,16 @@ def test_no_program_is_run_from_a_folder_that_others_write(
     monkeypatch.setattr(os, "geteuid", lambda: compiled_folder.stat().st_uid + 1)
     assert load_row_attention(compiled_folder) is None
     assert "belongs to another user" in caplog.text
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root gives files away")
+def test_no_program_of_another_user_is_run(tmp_path: Path) -> None:
+    kept = tmp_path / "planted.so"
+    kept.write_bytes(b"program")
+    own_place(kept)
+    os.chown(kept, 12345, -1)
+    with pytest.raises(PermissionError, match=r"planted\.so belongs to another user"):
+        own_place(kept)
 
 
 @needs_compiler
