@@ -23,14 +23,18 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     tasks: Annotated[list[str] | None, typer.Option("--task", help="Serve only this task; repeat for more.")] = None,
-    poll_s: Annotated[float, typer.Option("--poll", help="Seconds between looks at the store's log.")] = 1.0,
-    staleness_s: Annotated[float, typer.Option("--staleness", help="Seconds after which the state is stale.")] = 60.0,
+    poll_s: Annotated[float, typer.Option("--poll", min=0.01, help="Seconds between looks at the store's log.")] = 1.0,
+    staleness_s: Annotated[
+        float, typer.Option("--staleness", min=0.1, help="Seconds after which the state is stale.")
+    ] = 60.0,
     api_keys: Annotated[
         Path | None, typer.Option(help="TOML file of API keys and their scopes; read again when it changes.")
     ] = None,
     allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Serve others without keys.")] = False,
-    drain_delay_s: Annotated[float, typer.Option("--drain-delay", help="Seconds to go on after SIGTERM.")] = 0.0,
-    drain_s: Annotated[float, typer.Option("--drain", help="Seconds to answer what is there, after that.")] = 30.0,
+    drain_delay_s: Annotated[float, typer.Option("--drain-delay", min=0, help="Seconds to go on after SIGTERM.")] = 0.0,
+    drain_s: Annotated[
+        float, typer.Option("--drain", min=0, help="Seconds to answer what is there, after that.")
+    ] = 30.0,
     queued: Annotated[
         int, typer.Option("--max-queued", min=1, help="Inputs that may wait; 429 beyond.", rich_help_panel=LIMITS)
     ] = 512,

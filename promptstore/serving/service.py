@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -350,7 +351,7 @@ class Service:
         if _chars(given) < _LONG_TEXT_CHARS:
             ask()
         else:
-            asyncio.get_running_loop().run_in_executor(self.encoding, ask)
+            asyncio.get_running_loop().run_in_executor(self.encoding, copy_context().run, ask)
 
     def _shadowed(self, target: Target) -> tuple[Trial, Target] | None:
         """The version that is to be asked on the side of `target`, if there is one."""

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import replace
 
 from promptstore.errors import InvalidInputError, NotServingError, OverloadedError, PromptStoreError
@@ -86,14 +87,14 @@ class Shadow:
         if self._scheduler.queued >= self._busy_at:
             self._leave_out(prompt)
             return
-        started = time.monotonic()
+        started, request = time.monotonic(), copy_context()  # what is logged names the request
         self._bank.hold(prompt.digest, lambda: prompt)
 
         def deliver(event: Event) -> None:
             answer = read(event)
             if answer is not None:
                 self._bank.release(prompt.digest)
-                self._compare(trial, in_place, answer, time.monotonic() - started)
+                request.run(self._compare, trial, in_place, answer, time.monotonic() - started)
             elif isinstance(event, Failed):
                 self._bank.release(prompt.digest)
                 self._fail(trial, event.error)

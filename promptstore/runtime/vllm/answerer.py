@@ -221,11 +221,13 @@ class VllmAnswerer:
     @contextlib.asynccontextmanager
     async def _place(self, job: Job) -> AsyncIterator[None]:
         """One of the places at vLLM, in turn. Raises OverloadedError if none gets free in time."""
+        since = self._loop.time()
         try:
             async with asyncio.timeout(self._limits.queue_timeout_s):
                 await self._room.acquire()
         except TimeoutError:
             raise OverloadedError("the input waited too long; repeat the request in a moment") from None
+        job.waited_s = self._loop.time() - since
         with self._changed:
             self._waiting.discard(job)
         self._sent += 1

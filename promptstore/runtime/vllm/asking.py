@@ -59,7 +59,7 @@ class Asking:
 
     async def score(self, job: ScoreJob, served: ServedModel) -> None:
         """Delivers the log-probabilities of the labels. Raises as `VllmServer.lines`."""
-        prepared = self._bank.prepared(job.digest)
+        prepared, job.place = self._bank.find(job.digest)
         alone = [
             await self._score(job, self._given(job, member, served, answer_tokens=1, member=at))
             for at, member in enumerate(prepared.members)
@@ -78,7 +78,8 @@ class Asking:
     async def generate(self, job: GenerateJob, served: ServedModel) -> None:
         """Delivers tokens as vLLM sends them. Raises as `VllmServer.lines`; a job that is cancelled ends quietly."""
         sampling = job.sampling
-        given = self._given(job, self._bank.prepared(job.digest), served, answer_tokens=sampling.max_tokens)
+        prepared, job.place = self._bank.find(job.digest)
+        given = self._given(job, prepared, served, answer_tokens=sampling.max_tokens)
         answer = _Answer(job, TextStream(self._layer.tokenizer, sampling.stop), self._layer.end_ids)
         async with aclosing(self._server.lines({**given, **generate_body(sampling, self._layer.end_ids)})) as lines:
             async for line in lines:

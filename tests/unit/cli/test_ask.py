@@ -54,6 +54,8 @@ REFS = ("sentiment", "answer")
 @pytest.mark.parametrize(
     "flag",
     [
+        "--poll",
+        "--staleness",
         "--max-queued",
         "--queue-timeout",
         "--max-batch",

@@ -1,6 +1,8 @@
 """A version on trial: who gets it, what is compared, and when it is given up."""
 
 import asyncio
+import json
+import logging
 import threading
 import time
 from collections import Counter
@@ -14,6 +16,7 @@ import pytest
 from promptstore.client import Client
 from promptstore.lm.frozen import FrozenModel
 from promptstore.objects.memory import MemoryObjectStore
+from promptstore.serving.middleware import JsonFormatter
 from promptstore.serving.options import ServerOptions
 from promptstore.serving.service import SamplingRequest
 from promptstore.serving.shadow import Shadow
@@ -176,6 +179,37 @@ def test_a_shadow_that_disagrees_too_much_is_given_up_here_and_in_the_store(
     assert 'promptstore_rollouts_given_up_total{alias="production"' in httpx.get(f"{live.url}/metrics").text
     live.context.follower.poll()
     assert live.context.follower.table.trials == {}
+
+
+@pytest.mark.parametrize("length", [1, 3000])
+def test_a_difference_is_logged_under_the_id_of_its_request(store: PromptStore, live: LiveServer, length: int) -> None:
+    lines: list[dict[str, Any]] = []
+
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(JsonFormatter().format(record)))
+
+    start_rollout(store, "sentiment:3", mode="shadow")
+    live.context.follower.poll()
+    trial, _ = live.context.follower.table.trials[KEY]
+    keeping, logger = Keeping(), logging.getLogger("promptstore.serving.shadow")
+    logger.addHandler(keeping)
+    logger.setLevel(logging.INFO)
+    try:
+        for number in range(40):
+            body = {"model": "sentiment", "input": f"good bad {number} " * length}
+            httpx.post(f"{live.url}/v1/classify", json=body, headers={"x-request-id": f"asked-{number}"}, timeout=30)
+            if trial.compared > trial.agreed:
+                break
+        _wait_for(lambda: len(lines) > 0)
+    finally:
+        logger.removeHandler(keeping)
+        logger.setLevel(logging.NOTSET)
+    assert trial.compared > trial.agreed, "no text got two labels, so this shows nothing"
+    told = lines[0]
+    assert told["request_id"].startswith("asked-")
+    assert told["version"] == "sentiment:3"
+    assert told["in_place"] != told["on_trial"]
 
 
 @pytest.mark.parametrize("streams", [False, True])

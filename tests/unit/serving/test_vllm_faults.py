@@ -94,6 +94,16 @@ def test_while_vllm_is_away_requests_get_503_and_readiness_says_why(gateway: Liv
     assert _classify(gateway).status_code == 200
 
 
+def test_each_task_is_told_how_long_it_waited_and_where_its_prompt_was(gateway: LiveServer) -> None:
+    _wait_for_status(gateway, 200)
+    assert _classify(gateway).status_code == 200
+    assert httpx.post(f"{gateway.url}/v1/completions", json=WRITE, timeout=30).status_code == 200
+    metrics = httpx.get(f"{gateway.url}/metrics").text
+    for task in ("sentiment", "answer"):
+        assert f'promptstore_queue_seconds_count{{task="{task}"}}' in metrics
+        assert f'promptstore_prompts_found_total{{place="device",task="{task}"}}' in metrics
+
+
 def test_the_openai_client_sees_its_own_error_when_vllm_is_away(gateway: LiveServer, fake: VllmFake) -> None:
     fake.faults = Faults(status=500)
     _wait_for_status(gateway, 503)
