@@ -60,6 +60,13 @@ class Arrivals:
         come = [key for key, (_, arrival) in self._coming.items() if arrival.done()]
         return {key: self._coming.pop(key)[1].result() for key in come}
 
+    def bring(self, key: AliasKey, version: PromptVersion) -> Made:
+        """One version at once, before it is on the device; blocks for the pull."""
+        made = self._make(key, version)
+        if isinstance(made, Target):
+            self._prepare(made.prompt.digest)
+        return made
+
     def close(self) -> None:
         self._pulling.shutdown(wait=True, cancel_futures=True)
 

@@ -32,6 +32,8 @@ from promptstore.store.rollout import Rollout, active_rollouts
 logger = logging.getLogger(__name__)
 # What is ready by then switches together; the rest, when it is ready.
 READY_WITHIN_S = 2.0
+# How many earlier versions of an alias a server that comes late tries.
+LOOK_BACK = 2
 
 
 class FollowedStore(Protocol):
@@ -169,15 +171,21 @@ class Follower:
         wanted = dict(self._wanted(state, rollouts))
         moved = {key: version for key, version in wanted.items() if not self._is_settled(key, version)}
         made = self._arrivals.collect(moved, within_s=self._ready_within_s, is_first=is_first)
-        self._held = {key: target for key, target in held.items() if key in wanted} | {
-            key: target for key, target in made.items() if isinstance(target, Target)
+        late = [
+            key for key, each in made.items() if isinstance(each, Refusal) and key not in held and key not in rollouts
+        ]
+        fallen = {key: target for key in late if (target := self._before(state, key)) is not None}
+        self._held = {
+            **{key: target for key, target in held.items() if key in wanted},
+            **{key: target for key, target in made.items() if isinstance(target, Target)},
+            **fallen,
         }
         refused = {
             key: refusal
             for key, refusal in old.refused.items()
             if key not in made and key in wanted and refusal.version.digest == wanted[key].digest
         } | {
-            key: replace(refusal, is_foreign=_is_foreign(refusal, held.get(key)), since=self._since(key))
+            key: replace(refusal, is_foreign=_is_foreign(refusal, self._held.get(key)), since=self._since(key))
             for key, refusal in made.items()
             if isinstance(refusal, Refusal)
         }
@@ -188,8 +196,21 @@ class Follower:
             if self._held.get(key) is not target:
                 self._bank.release(target.prompt.digest, pin=True)
         for key in moved:
-            self._report(key, held.get(key), made.get(key), old)
+            self._report(key, held.get(key) or fallen.get(key), made.get(key), old)
         self._prefetch(old.state, state, {task for task, _ in targets})
+
+    def _before(self, state: StoreState, key: AliasKey) -> Target | None:
+        """What an alias meant before, pinned, for a server that comes when it points at what cannot be served: what the
+        servers that were there before go on with."""
+        name, alias = key
+        task = state.tasks[name]
+        numbers = dict.fromkeys(move.after for move in reversed(task.moves) if move.alias == alias)
+        earlier = [number for number in numbers if number is not None and number != task.aliases[alias]]
+        for number in earlier[:LOOK_BACK]:
+            made = self._arrivals.bring(key, task.version(number))
+            if isinstance(made, Target):
+                return made
+        return None
 
     def _trials(self, rollouts: Mapping[AliasKey, Rollout]) -> dict[AliasKey, tuple[Trial, Target]]:
         """A trial per rollout whose version can be served; one that goes on keeps its tallies."""

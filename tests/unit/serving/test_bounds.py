@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import torch
 from prometheus_client.core import Metric
@@ -67,6 +68,16 @@ def test_a_body_that_turns_out_too_large_is_refused_while_it_arrives(bounded: Li
 
     answer = httpx.post(f"{bounded.url}/v1/classify", content=endless())
     assert answer.status_code == 413
+
+
+def test_clients_that_send_ten_megabytes_are_told_what_is_wrong(bounded: LiveServer) -> None:
+    text = "x" * 10_000_000
+    answer = httpx.post(f"{bounded.url}/v1/classify", json={"model": "sentiment", "input": text}, timeout=30)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    api = openai.OpenAI(base_url=f"{bounded.url}/v1", api_key="unused", max_retries=0)
+    with pytest.raises(openai.APIStatusError, match="the body is larger than 10000 bytes") as told:
+        api.completions.create(model="answer", prompt=text)
+    assert told.value.status_code == 413
 
 
 def test_a_body_that_arrives_too_slowly_is_given_up(bounded: LiveServer) -> None:
