@@ -23,9 +23,7 @@ def start(
     min_answers: Annotated[int, typer.Option(help="Answers before a replica judges it.")] = 100,
     max_error_rate: Annotated[float, typer.Option(help="Give it up above this share of failed answers.")] = 0.02,
     max_latency_ratio: Annotated[float, typer.Option(help="Give it up above this ratio of median latencies.")] = 2.0,
-    min_agreement: Annotated[
-        float | None, typer.Option(help="With --shadow: give it up below this share of equal answers.")
-    ] = None,
+    min_agreement: Annotated[float | None, typer.Option(help="Give it up below this share of equal answers.")] = None,
     reason: ReasonOption = "",
     force: Annotated[bool, typer.Option("--force", help="Also without a passing gate; needs a reason.")] = False,
     store: StoreOption = None,

@@ -354,11 +354,16 @@ class Service:
             asyncio.get_running_loop().run_in_executor(self.encoding, copy_context().run, ask)
 
     def _shadowed(self, target: Target) -> tuple[Trial, Target] | None:
-        """The version that is to be asked on the side of `target`, if there is one."""
-        trial, on_trial = self.resolver.trial_of(target), self.resolver.on_trial(target)
-        if trial is None or on_trial is None or trial.rollout.mode != "shadow" or trial.is_over:
+        """The version that is to be asked on the side of `target`, if there is one: a shadow, or what a version on
+        trial for a share of callers has to agree with."""
+        trial = self.resolver.trial_of(target)
+        if trial is None or trial.is_over:
             return None
-        return trial, on_trial
+        if trial.rollout.mode == "shadow":
+            other = self.resolver.on_trial(target)
+        else:
+            other = None if trial.rollout.bounds.min_agreement is None else self.resolver.in_place_of(target)
+        return None if other is None else (trial, other)
 
 
 def softmax(logits: Sequence[float]) -> list[float]:

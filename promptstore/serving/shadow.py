@@ -1,4 +1,4 @@
-"""Asks a version on trial on the side: the answer goes to nobody, only whether it is the same."""
+"""Asks the other version of a trial on the side: the answer goes to nobody, only whether it is the same."""
 
 import logging
 import time
@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class Shadow:
-    """Asks for labels and greedy texts again under the version on trial, as far as the queue is not busy.
+    """Asks for labels and greedy texts again under the other version, as far as the queue is not busy.
+
+    That is the one on trial, or, where that answers a share of callers, the one in place.
 
     busy_at: with so many jobs waiting, inputs are left out; shadows must not make callers wait.
     """
@@ -40,10 +42,10 @@ class Shadow:
         self._metrics = metrics
         self._busy_at = busy_at
 
-    def ask_label(self, trial: Trial, on_trial: Target, given: Input, in_place: str) -> None:
-        """in_place: the label that the caller got. Never raises and never waits: what goes wrong counts against the
-        version on trial, or is left out."""
-        prompt = on_trial.prompt
+    def ask_label(self, trial: Trial, other: Target, given: Input, answered: str) -> None:
+        """answered: the label that the caller got. Never raises and never waits: what goes wrong with the version on
+        trial counts against it, anything else is left out."""
+        prompt = other.prompt
 
         def read(event: Event) -> str | None:
             if not isinstance(event, Scored):
@@ -54,11 +56,11 @@ class Shadow:
         def job(ids: list[int], deliver: Callable[[Event], None]) -> Job:
             return ScoreJob(prompt.digest, ids, prompt.label_token_ids, deliver)
 
-        self._ask(trial, prompt, given, in_place, job, read)
+        self._ask(trial, other, given, answered, job, read)
 
-    def ask_text(self, trial: Trial, on_trial: Target, given: Input, sampling: Sampling, in_place: str) -> None:
+    def ask_text(self, trial: Trial, other: Target, given: Input, sampling: Sampling, answered: str) -> None:
         """As `ask_label`, for a text. Sampled ones are left out: they differ by chance, whatever the versions."""
-        prompt = on_trial.prompt
+        prompt = other.prompt
         if sampling.temperature > 0:
             self._leave_out(prompt)
             return
@@ -72,18 +74,19 @@ class Shadow:
         def job(ids: list[int], deliver: Callable[[Event], None]) -> Job:
             return GenerateJob(prompt.digest, ids, replace(sampling, top_logprobs=None), deliver)
 
-        self._ask(trial, prompt, given, in_place, job, read)
+        self._ask(trial, other, given, answered, job, read)
 
     def _ask(
         self,
         trial: Trial,
-        prompt: LoadedPrompt,
+        other: Target,
         given: Input,
-        in_place: str,
+        answered: str,
         job: Callable[[list[int], Callable[[Event], None]], Job],
         read: Callable[[Event], str | None],
     ) -> None:
         """read: the whole answer, with its last event."""
+        prompt = other.prompt
         if self._scheduler.queued >= self._busy_at:
             self._leave_out(prompt)
             return
@@ -94,25 +97,28 @@ class Shadow:
             answer = read(event)
             if answer is not None:
                 self._bank.release(prompt.digest)
-                request.run(self._compare, trial, in_place, answer, time.monotonic() - started)
+                request.run(self._compare, trial, other, answered, answer, time.monotonic() - started)
             elif isinstance(event, Failed):
                 self._bank.release(prompt.digest)
-                self._fail(trial, event.error)
+                self._fail(trial, other, event.error)
 
         try:
             self._scheduler.submit([job(prompt.encoder.encode(prompt.row(given)), deliver)])
         except PromptStoreError as error:
             self._bank.release(prompt.digest)
-            if isinstance(error, InvalidInputError):
+            if isinstance(error, InvalidInputError) and _is_on_trial(trial, other):
                 trial.refuse()
             if not isinstance(error, OverloadedError | NotServingError):
-                self._fail(trial, error)
+                self._fail(trial, other, error)
 
     def _leave_out(self, prompt: LoadedPrompt) -> None:
         self._metrics.shadows.labels(prompt.task.name, "left out").inc()
 
-    def _compare(self, trial: Trial, in_place: str, on_trial: str, seconds: float) -> None:
-        trial.note(is_on_trial=True, seconds=seconds)
+    def _compare(self, trial: Trial, other: Target, answered: str, answer: str, seconds: float) -> None:
+        in_place, on_trial = answer, answered
+        if _is_on_trial(trial, other):
+            in_place, on_trial = answered, answer
+            trial.note(is_on_trial=True, seconds=seconds)
         trial.compare(in_place, on_trial)
         is_same = in_place == on_trial
         self._metrics.shadows.labels(trial.rollout.task, "same" if is_same else "different").inc()
@@ -121,7 +127,12 @@ class Shadow:
             logger.info("the version on trial gives another answer", extra={"fields": fields})
         self._judge.judge(trial)
 
-    def _fail(self, trial: Trial, error: BaseException) -> None:
+    def _fail(self, trial: Trial, other: Target, error: BaseException) -> None:
         self._metrics.shadows.labels(trial.rollout.task, "failed").inc()
-        trial.note(is_on_trial=True, error=error)
-        self._judge.judge(trial)
+        if _is_on_trial(trial, other):
+            trial.note(is_on_trial=True, error=error)
+            self._judge.judge(trial)
+
+
+def _is_on_trial(trial: Trial, target: Target) -> bool:
+    return target.version.number == trial.rollout.number

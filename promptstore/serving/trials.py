@@ -101,7 +101,8 @@ class Trial:
         is_comparable = self.in_place.answers >= bounds.min_answers and tally.answers > 0
         if is_comparable and (ratio := tally.median_s / self.in_place.median_s) > bounds.max_latency_ratio:
             return f"answers take {ratio:.1f} times as long, bound {bounds.max_latency_ratio:g}"
-        agreement = self.agreed / self.compared if self.compared else 1.0
+        # Under a share comparing is left out while the queue is busy.
+        agreement = self.agreed / self.compared if self.compared >= bounds.min_answers else 1.0
         if bounds.min_agreement is not None and agreement < bounds.min_agreement:
             return f"answers agree in {agreement:.1%}, bound {bounds.min_agreement:.1%}"
         return ""

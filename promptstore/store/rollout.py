@@ -26,7 +26,8 @@ class Bounds:
     """When a server gives a rollout up by itself, judged once the version on trial has given `min_answers`.
 
     max_error_rate: share of failed answers. max_latency_ratio: median seconds, against the version in place.
-    min_agreement: share of equal answers, in a shadow only; `None` is no bound.
+    min_agreement: share of equal answers; `None` is no bound. Under a share it has what the version on trial answers
+        asked of the version in place, too, on the side.
     """
 
     min_answers: int = 100
@@ -89,11 +90,6 @@ def start_rollout(
     """
     bounds = bounds or Bounds()
     _check(mode, share, bounds)
-    if mode != "shadow" and bounds.min_agreement is not None:
-        raise InvalidInputError(
-            "min_agreement needs a shadow: under a share each request is answered by one version alone, so there is "
-            "nothing to compare; start it as a shadow, or leave the bound out"
-        )
     state = store.refresh()
     version = state.resolve(PromptRef.parse(ref) if isinstance(ref, str) else ref)
     current = state.resolve(PromptRef(version.task, alias=alias))

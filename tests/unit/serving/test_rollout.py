@@ -181,6 +181,36 @@ def test_a_shadow_that_disagrees_too_much_is_given_up_here_and_in_the_store(
     assert live.context.follower.table.trials == {}
 
 
+def test_what_a_share_of_callers_is_answered_is_compared_with_the_version_in_place(
+    store: PromptStore, live: LiveServer
+) -> None:
+    bounds = Bounds(min_answers=10, max_latency_ratio=1000.0, min_agreement=1.0)
+    start_rollout(store, "sentiment:2", share=0.5, bounds=bounds)
+    live.context.follower.poll()
+    trial, _ = live.context.follower.table.trials[KEY]
+    answered = Counter[str]()
+    for number in range(300):
+        answered[_ask(live, text=f"good bad {number} " * (number % 7))] += 1
+        if trial.is_over:
+            break
+    _wait_for(lambda: trial.is_over)
+    assert answered["sentiment:1"] > 0
+    assert 10 <= trial.compared <= answered["sentiment:2"]
+    assert trial.on_trial.answers == answered["sentiment:2"]
+    assert "agree" in trial.given_up
+    _wait_for(lambda: active_rollouts(store.refresh()) == {})
+    assert _ask(live) == "sentiment:1"
+
+
+def test_without_that_bound_nothing_is_asked_twice(store: PromptStore, live: LiveServer) -> None:
+    start_rollout(store, "sentiment:2", share=1.0)
+    live.context.follower.poll()
+    trial, _ = live.context.follower.table.trials[KEY]
+    assert {_ask(live) for _ in range(5)} == {"sentiment:2"}
+    assert trial.compared == 0
+    assert "promptstore_shadow_inputs_total{" not in httpx.get(f"{live.url}/metrics").text
+
+
 @pytest.mark.parametrize("length", [1, 3000])
 def test_a_difference_is_logged_under_the_id_of_its_request(store: PromptStore, live: LiveServer, length: int) -> None:
     lines: list[dict[str, Any]] = []

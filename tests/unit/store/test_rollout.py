@@ -59,8 +59,6 @@ def test_what_makes_no_sense_is_refused(store: PromptStore) -> None:
         start_rollout(store, "sentiment:2", mode="blue")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="min_agreement"):
         start_rollout(store, "sentiment:2", bounds=Bounds(min_agreement=2.0))
-    with pytest.raises(InvalidInputError, match="needs a shadow"):
-        start_rollout(store, "sentiment:2", bounds=Bounds(min_agreement=0.9))
     with pytest.raises(ConflictError, match="nothing to try"):
         start_rollout(store, "sentiment:1")
     with pytest.raises(NotFoundError):
