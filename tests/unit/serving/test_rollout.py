@@ -202,6 +202,29 @@ def test_what_a_share_of_callers_is_answered_is_compared_with_the_version_in_pla
     assert _ask(live) == "sentiment:1"
 
 
+def test_a_version_that_is_too_slow_is_given_up_by_one_replica_and_dropped_by_the_other(
+    store: PromptStore, live: LiveServer, model: FrozenModel
+) -> None:
+    # No answer takes a thousandth of the time of another, so the bound is broken by any.
+    start_rollout(store, "sentiment:2", share=0.5, bounds=Bounds(min_answers=10, max_latency_ratio=0.001))
+    with live_server(PromptStore(store.ledger, store.ledger.objects), model, ServerOptions(poll_s=3600)) as other:
+        for each in (live, other):
+            each.context.follower.poll()
+        trial, _ = live.context.follower.table.trials[KEY]
+        for _ in range(200):
+            _ask(live)
+            if trial.is_over:
+                break
+        assert "as long" in trial.given_up
+        assert {_ask(live) for _ in range(20)} == {"sentiment:1"}
+        _wait_for(lambda: active_rollouts(store.refresh()) == {})
+        last = store.state.task("sentiment").version(2).attestations[-1]
+        assert (last.kind, last.body["state"]) == ("rollout", "aborted")
+        assert set(Counter(_ask(other) for _ in range(40))) == {"sentiment:1", "sentiment:2"}
+        other.context.follower.poll()
+        assert {_ask(other) for _ in range(20)} == {"sentiment:1"}
+
+
 def test_without_that_bound_nothing_is_asked_twice(store: PromptStore, live: LiveServer) -> None:
     start_rollout(store, "sentiment:2", share=1.0)
     live.context.follower.poll()
