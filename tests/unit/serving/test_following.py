@@ -63,7 +63,7 @@ class World:
 
 
 @contextmanager
-def _world(model: FrozenModel) -> Iterator[World]:
+def followed(model: FrozenModel) -> Iterator[World]:
     """A server that polls only when told to."""
     objects = MemoryObjectStore("followed")
     writer = new_store(objects)
@@ -80,7 +80,7 @@ def _world(model: FrozenModel) -> Iterator[World]:
 
 @pytest.fixture
 def world(model: FrozenModel) -> Iterator[World]:
-    with _world(model) as found:
+    with followed(model) as found:
         yield found
 
 
@@ -221,53 +221,6 @@ def test_a_version_for_another_model_is_refused_and_the_old_one_stays(world: Wor
     assert world.version() == "sentiment:1"
     assert world.metric('promptstore_version_refused{alias="production",task="sentiment",version="2"}') == 1.0
     assert world.status("sentiment:2") == (409, "incompatible_model")
-
-
-@contextmanager
-def _latecomer(world: World, model: FrozenModel, fault: Callable[[Call], Fault | None]) -> Iterator[World]:
-    """Another server on the same store, for which some objects are out of order."""
-    faults = ScriptedObjects(world.writer.ledger.objects)
-    reader = PromptStore(type(world.writer.ledger).open(faults, actor="late"), faults)
-    faults.script = fault
-    clock = Clock()
-    with (
-        live_server(reader, model, ServerOptions(poll_s=NEVER_S), clock=clock) as live,
-        httpx.Client(base_url=live.url, timeout=30) as client,
-    ):
-        yield World(world.writer, faults, client, live.context, clock)
-
-
-@pytest.mark.parametrize("is_foreign", [False, True])
-def test_a_server_that_comes_late_answers_as_those_that_were_there(
-    world: World, model: FrozenModel, is_foreign: bool
-) -> None:
-    wrong = publish_random(world.writer, tiny_llama(seed=9) if is_foreign else model, SENTIMENT, seed=2)
-    key = str(place_of(world.writer.state, "payload", wrong.payload))
-    with _latecomer(world, model, lambda call: Fault.CORRUPT if call.key == key else None) as late:
-        assert late.version() == "sentiment:1"
-        assert late.metric('promptstore_version_refused{alias="production",task="sentiment",version="2"}') == 1.0
-        (refused,) = late.client.get("/readyz").json()["refused"]
-        assert (refused["task"], refused["version"]) == ("sentiment", 2)
-        publish_random(world.writer, model, SENTIMENT, seed=3)
-        late.poll()
-        assert late.version() == "sentiment:3"
-        late.faults.script = lambda _: None
-        late.clock.now += NEVER_S
-        world.writer.rollback("sentiment", reason="worse")
-        late.poll()
-        assert late.version() == ("sentiment:3" if is_foreign else "sentiment:2")
-
-
-def test_a_late_server_takes_what_is_mended(world: World, model: FrozenModel) -> None:
-    wrong = publish_random(world.writer, model, SENTIMENT, seed=2)
-    key = str(place_of(world.writer.state, "payload", wrong.payload))
-    with _latecomer(world, model, lambda call: Fault.CORRUPT if call.key == key else None) as late:
-        assert late.version() == "sentiment:1"
-        late.faults.script = lambda _: None
-        late.clock.now += 61.0
-        late.poll()
-        assert late.version() == "sentiment:2"
-        assert late.client.get("/readyz").json()["refused"] == []
 
 
 def test_tasks_of_another_model_in_the_same_store_are_no_alarm(world: World) -> None:

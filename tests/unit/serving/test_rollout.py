@@ -1,14 +1,11 @@
 """A version on trial: who gets it, what is compared, and when it is given up."""
 
 import asyncio
-import json
-import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import httpx
 import pytest
@@ -16,10 +13,8 @@ import pytest
 from promptstore.client import Client
 from promptstore.lm.frozen import FrozenModel
 from promptstore.objects.memory import MemoryObjectStore
-from promptstore.serving.middleware import JsonFormatter
 from promptstore.serving.options import ServerOptions
 from promptstore.serving.service import SamplingRequest
-from promptstore.serving.shadow import Shadow
 from promptstore.store.ledger import Ledger
 from promptstore.store.prompt_store import PromptStore
 from promptstore.store.rollout import (
@@ -56,7 +51,7 @@ def live(store: PromptStore, model: FrozenModel) -> Iterator[LiveServer]:
         yield found
 
 
-def _ask(live: LiveServer, *, caller: str = "", text: str = "x") -> str:
+def ask(live: LiveServer, *, caller: str = "", text: str = "x") -> str:
     headers = {"x-promptstore-caller": caller} if caller else {}
     answer = httpx.post(f"{live.url}/v1/classify", json={"model": "sentiment", "input": text}, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -64,7 +59,7 @@ def _ask(live: LiveServer, *, caller: str = "", text: str = "x") -> str:
     return str(answer.headers["x-promptstore-version"])
 
 
-def _wait_for(condition: Callable[[], object]) -> None:
+def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < deadline
@@ -77,8 +72,8 @@ def test_a_share_of_callers_gets_the_version_on_trial_and_always_the_same_ones(
     start_rollout(store, "sentiment:2", share=0.3)
     live.context.follower.poll()
     callers = [f"caller-{number}" for number in range(60)]
-    first = {caller: _ask(live, caller=caller) for caller in callers}
-    again = {caller: _ask(live, caller=caller) for caller in callers}
+    first = {caller: ask(live, caller=caller) for caller in callers}
+    again = {caller: ask(live, caller=caller) for caller in callers}
     assert first == again
     assert 6 <= Counter(first.values())["sentiment:2"] <= 32
     assert set(first.values()) == {"sentiment:1", "sentiment:2"}
@@ -90,7 +85,7 @@ def test_the_client_says_who_calls(store: PromptStore, live: LiveServer) -> None
     with Client(live.url) as client:
         for number in range(20):
             caller = f"caller-{number}"
-            expected = _ask(live, caller=caller)
+            expected = ask(live, caller=caller)
             for _ in range(3):
                 (answer,) = client.classify("sentiment", "x", caller=caller)
                 assert f"sentiment:{answer.version}" == expected
@@ -99,107 +94,22 @@ def test_the_client_says_who_calls(store: PromptStore, live: LiveServer) -> None
 def test_without_a_caller_each_request_is_drawn_by_itself(store: PromptStore, live: LiveServer) -> None:
     start_rollout(store, "sentiment:2", share=0.5)
     live.context.follower.poll()
-    assert set(Counter(_ask(live) for _ in range(40))) == {"sentiment:1", "sentiment:2"}
+    assert set(Counter(ask(live) for _ in range(40))) == {"sentiment:1", "sentiment:2"}
 
 
 def test_finishing_moves_the_alias_and_aborting_leaves_it(store: PromptStore, live: LiveServer) -> None:
     start_rollout(store, "sentiment:2", share=1.0)
     live.context.follower.poll()
-    assert _ask(live) == "sentiment:2"
+    assert ask(live) == "sentiment:2"
     abort_rollout(store, "sentiment", why="changed my mind")
     live.context.follower.poll()
-    assert _ask(live) == "sentiment:1"
+    assert ask(live) == "sentiment:1"
     start_rollout(store, "sentiment:2", share=1.0)
     finish_rollout(store, "sentiment", reason="good")
     live.context.follower.poll()
-    assert _ask(live) == "sentiment:2"
+    assert ask(live) == "sentiment:2"
     assert active_rollouts(store.state) == {}
     assert store.state.task("sentiment").aliases["production"] == 2
-
-
-def test_a_shadow_answers_nobody_and_its_labels_are_compared(store: PromptStore, live: LiveServer) -> None:
-    start_rollout(store, "sentiment:3", mode="shadow")
-    live.context.follower.poll()
-    texts = [f"text number {number}" for number in range(20)]
-    assert {_ask(live, text=text) for text in texts} == {"sentiment:1"}
-    trial, _ = live.context.follower.table.trials[KEY]
-    _wait_for(lambda: trial.compared == 20)
-    same = 0
-    for text in texts:
-        labels = [
-            httpx.post(f"{live.url}/v1/classify", json={"model": ref, "input": text}).json()["results"][0]["label"]
-            for ref in ("sentiment:1", "sentiment:3")
-        ]
-        same += labels[0] == labels[1]
-    assert trial.agreed == same
-    with Client(live.url) as client:
-        (shown,) = client.trials()
-    assert shown["agreement"] == same / 20
-
-
-def test_a_long_input_of_a_shadow_is_encoded_beside_the_loop(
-    store: PromptStore, live: LiveServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start_rollout(store, "sentiment:3", mode="shadow")
-    live.context.follower.poll()
-    threads: list[str] = []
-    ask_label = Shadow.ask_label
-
-    def note(shadow: Shadow, *asked: Any) -> None:
-        threads.append(threading.current_thread().name)
-        ask_label(shadow, *asked)
-
-    monkeypatch.setattr(Shadow, "ask_label", note)
-    for text in ("short", "long " * 3000):
-        _ask(live, text=text)
-    trial, _ = live.context.follower.table.trials[KEY]
-    _wait_for(lambda: trial.compared == 2)
-    short, long = threads
-    assert long.startswith("encoding")
-    assert not short.startswith("encoding")
-
-
-def test_a_shadow_that_disagrees_too_much_is_given_up_here_and_in_the_store(
-    store: PromptStore, live: LiveServer
-) -> None:
-    # No two labels agree more often than always, so the bound cannot be kept by versions that differ at all.
-    bounds = Bounds(min_answers=10, min_agreement=1.0)
-    start_rollout(store, "sentiment:3", mode="shadow", bounds=bounds)
-    live.context.follower.poll()
-    trial, _ = live.context.follower.table.trials[KEY]
-    for number in range(200):
-        _ask(live, text=f"good bad {number} " * (number % 7))
-        if trial.is_over:
-            break
-    _wait_for(lambda: trial.is_over)
-    _wait_for(lambda: active_rollouts(store.refresh()) == {})
-    last = store.state.task("sentiment").version(3).attestations[-1]
-    assert (last.kind, last.body["state"]) == ("rollout", "aborted")
-    assert "agree" in last.body["why"]
-    assert 'promptstore_rollouts_given_up_total{alias="production"' in httpx.get(f"{live.url}/metrics").text
-    live.context.follower.poll()
-    assert live.context.follower.table.trials == {}
-
-
-def test_what_a_share_of_callers_is_answered_is_compared_with_the_version_in_place(
-    store: PromptStore, live: LiveServer
-) -> None:
-    bounds = Bounds(min_answers=10, max_latency_ratio=1000.0, min_agreement=1.0)
-    start_rollout(store, "sentiment:2", share=0.5, bounds=bounds)
-    live.context.follower.poll()
-    trial, _ = live.context.follower.table.trials[KEY]
-    answered = Counter[str]()
-    for number in range(300):
-        answered[_ask(live, text=f"good bad {number} " * (number % 7))] += 1
-        if trial.is_over:
-            break
-    _wait_for(lambda: trial.is_over)
-    assert answered["sentiment:1"] > 0
-    assert 10 <= trial.compared <= answered["sentiment:2"]
-    assert trial.on_trial.answers == answered["sentiment:2"]
-    assert "agree" in trial.given_up
-    _wait_for(lambda: active_rollouts(store.refresh()) == {})
-    assert _ask(live) == "sentiment:1"
 
 
 def test_a_version_that_is_too_slow_is_given_up_by_one_replica_and_dropped_by_the_other(
@@ -212,85 +122,17 @@ def test_a_version_that_is_too_slow_is_given_up_by_one_replica_and_dropped_by_th
             each.context.follower.poll()
         trial, _ = live.context.follower.table.trials[KEY]
         for _ in range(200):
-            _ask(live)
+            ask(live)
             if trial.is_over:
                 break
         assert "as long" in trial.given_up
-        assert {_ask(live) for _ in range(20)} == {"sentiment:1"}
-        _wait_for(lambda: active_rollouts(store.refresh()) == {})
+        assert {ask(live) for _ in range(20)} == {"sentiment:1"}
+        wait_for(lambda: active_rollouts(store.refresh()) == {})
         last = store.state.task("sentiment").version(2).attestations[-1]
         assert (last.kind, last.body["state"]) == ("rollout", "aborted")
-        assert set(Counter(_ask(other) for _ in range(40))) == {"sentiment:1", "sentiment:2"}
+        assert set(Counter(ask(other) for _ in range(40))) == {"sentiment:1", "sentiment:2"}
         other.context.follower.poll()
-        assert {_ask(other) for _ in range(20)} == {"sentiment:1"}
-
-
-def test_without_that_bound_nothing_is_asked_twice(store: PromptStore, live: LiveServer) -> None:
-    start_rollout(store, "sentiment:2", share=1.0)
-    live.context.follower.poll()
-    trial, _ = live.context.follower.table.trials[KEY]
-    assert {_ask(live) for _ in range(5)} == {"sentiment:2"}
-    assert trial.compared == 0
-    assert "promptstore_shadow_inputs_total{" not in httpx.get(f"{live.url}/metrics").text
-
-
-@pytest.mark.parametrize("length", [1, 3000])
-def test_a_difference_is_logged_under_the_id_of_its_request(store: PromptStore, live: LiveServer, length: int) -> None:
-    lines: list[dict[str, Any]] = []
-
-    class Keeping(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(json.loads(JsonFormatter().format(record)))
-
-    start_rollout(store, "sentiment:3", mode="shadow")
-    live.context.follower.poll()
-    trial, _ = live.context.follower.table.trials[KEY]
-    keeping, logger = Keeping(), logging.getLogger("promptstore.serving.shadow")
-    logger.addHandler(keeping)
-    logger.setLevel(logging.INFO)
-    try:
-        for number in range(40):
-            body = {"model": "sentiment", "input": f"good bad {number} " * length}
-            httpx.post(f"{live.url}/v1/classify", json=body, headers={"x-request-id": f"asked-{number}"}, timeout=30)
-            if trial.compared > trial.agreed:
-                break
-        _wait_for(lambda: len(lines) > 0)
-    finally:
-        logger.removeHandler(keeping)
-        logger.setLevel(logging.NOTSET)
-    assert trial.compared > trial.agreed, "no text got two labels, so this shows nothing"
-    told = lines[0]
-    assert told["request_id"].startswith("asked-")
-    assert told["version"] == "sentiment:3"
-    assert told["in_place"] != told["on_trial"]
-
-
-@pytest.mark.parametrize("streams", [False, True])
-def test_a_shadow_writes_too_and_greedy_texts_are_compared(
-    store: PromptStore, live: LiveServer, model: FrozenModel, streams: bool
-) -> None:
-    for seed in (1, 2):
-        publish_random(store, model, ANSWER, seed=seed, alias=None)
-    store.promote("answer:1", force=True, reason="test")
-    start_rollout(store, "answer:2", mode="shadow")
-    live.context.follower.poll()
-
-    def write(ref: str, question: str, temperature: float = 0.0) -> str:
-        with Client(live.url) as client:
-            if streams:
-                return "".join(client.stream(ref, {"question": question}, max_tokens=3, temperature=temperature))
-            return client.complete(ref, {"question": question}, max_tokens=3, temperature=temperature).text
-
-    questions = [f"number {number}?" for number in range(8)]
-    in_place = {question: write("answer", question) for question in questions}
-    trial, _ = live.context.follower.table.trials["answer", "production"]
-    _wait_for(lambda: trial.compared == len(questions))
-    assert trial.agreed == sum(in_place[question] == write("answer:2", question) for question in questions)
-    write("answer", "by chance?", temperature=1.0)
-    assert (
-        'promptstore_shadow_inputs_total{outcome="left out",task="answer"} 1.0' in httpx.get(f"{live.url}/metrics").text
-    )
-    assert trial.compared == len(questions)
+        assert {ask(other) for _ in range(20)} == {"sentiment:1"}
 
 
 def test_a_version_that_cannot_be_served_is_never_on_trial_and_nothing_else_suffers(
@@ -302,7 +144,7 @@ def test_a_version_that_cannot_be_served_is_never_on_trial_and_nothing_else_suff
     version = store.publish(random_prompt(other, 4, seed=0), SENTIMENT)
     start_rollout(store, str(version), share=1.0, force=True, reason="test")
     live.context.follower.poll()
-    assert _ask(live) == "sentiment:1"
+    assert ask(live) == "sentiment:1"
     assert live.context.follower.table.trials == {}
 
 
@@ -311,10 +153,10 @@ def test_a_trial_keeps_its_tallies_when_other_things_change(
 ) -> None:
     start_rollout(store, "sentiment:2", share=1.0)
     live.context.follower.poll()
-    _ask(live)
+    ask(live)
     publish_random(store, model, SENTIMENT, seed=9, alias="staging")
     live.context.follower.poll()
-    _ask(live)
+    ask(live)
     trial, _ = live.context.follower.table.trials[KEY]
     assert trial.on_trial.answers == 2
 
@@ -333,14 +175,14 @@ def test_an_abort_that_the_store_did_not_take_is_written_when_it_does(model: Fro
         trial.note(is_on_trial=True, error=RuntimeError("broken"))
         judge.judge(trial)
         for _ in range(2):
-            _wait_for(judge._unwritten[trial.rollout].done)
+            wait_for(judge._unwritten[trial.rollout].done)
             poll()
         assert KEY in active_rollouts(writer.refresh())
         assert live.context.follower.table.trials[KEY][0] is trial
-        _wait_for(judge._unwritten[trial.rollout].done)
+        wait_for(judge._unwritten[trial.rollout].done)
         faults.script = lambda _: None
         poll()
-        _wait_for(lambda: not active_rollouts(writer.refresh()))
+        wait_for(lambda: not active_rollouts(writer.refresh()))
         assert "1 of 1 answers failed" in writer.resolve("sentiment:2").attestations[-1].body["why"]
         poll()
         assert live.context.follower.table.trials == {}
@@ -353,7 +195,7 @@ def test_what_an_alias_names_to_those_who_keep_to_it_is_the_version_in_place(
 ) -> None:
     start_rollout(store, "sentiment:2", share=1.0)
     live.context.follower.poll()
-    assert _ask(live) == "sentiment:2"
+    assert ask(live) == "sentiment:2"
     for ref, version in (("sentiment", "sentiment:1"), ("sentiment:2", "sentiment:2")):
         shown = httpx.get(f"{live.url}/v1/models/{ref}")
         assert shown.headers["x-promptstore-version"] == version
@@ -380,7 +222,7 @@ def test_a_version_that_refuses_what_the_one_in_place_takes_is_given_up(
         httpx.post(f"{live.url}/v1/classify", json={"model": "sentiment", "input": "x"}).status_code for _ in range(5)
     ]
     assert statuses == [400 if mode == "share" else 200] * 5
-    _wait_for(lambda: trial.is_over)
+    wait_for(lambda: trial.is_over)
     assert "5 of 5 answers failed" in trial.breach()
 
 
@@ -403,7 +245,7 @@ def test_a_text_that_the_version_on_trial_has_no_room_for_counts_against_it(
     ask("answer", 1000)
     assert not trial.is_over
     assert ask("answer", room).endswith(f"room for {room - 1}")
-    _wait_for(lambda: trial.is_over)
+    wait_for(lambda: trial.is_over)
 
 
 def test_what_neither_version_takes_says_nothing_about_the_one_on_trial(
@@ -416,7 +258,7 @@ def test_what_neither_version_takes_says_nothing_about_the_one_on_trial(
     for given in refused:
         asked = {"model": "sentiment", "input": given}
         assert httpx.post(f"{live.url}/v1/classify", json=asked).status_code == 400
-    assert _ask(live) == "sentiment:2"
+    assert ask(live) == "sentiment:2"
     assert (trial.on_trial.answers, trial.on_trial.failures) == (1, 0)
 
 
@@ -438,7 +280,7 @@ def test_who_reads_an_answer_slowly_does_not_make_the_version_slow(
             sampling = service.sampling(target, encoded, SamplingRequest(max_tokens=3))
             with service.generating(target, [(encoded, sampling)]) as (pieces,):
                 await anext(pieces)
-                await asyncio.to_thread(_wait_for, lambda: not (scheduler.running or scheduler.queued))
+                await asyncio.to_thread(wait_for, lambda: not (scheduler.running or scheduler.queued))
                 engine_s = time.monotonic() - started
                 await asyncio.sleep(0.1 + engine_s)
                 async for _ in pieces:

@@ -1,0 +1,69 @@
+"""A server that starts while an alias points at what it cannot serve answers as those that were there before."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from promptstore.lm.frozen import FrozenModel
+from promptstore.serving.options import ServerOptions
+from promptstore.store.blobs import place_of
+from promptstore.store.prompt_store import PromptStore
+from promptstore.testing.scripted_objects import Call, Fault, ScriptedObjects
+from promptstore.testing.served import SENTIMENT, live_server, publish_random
+from promptstore.testing.tiny_models import tiny_llama
+from tests.unit.serving.test_following import NEVER_S, Clock, World, followed
+
+
+@pytest.fixture
+def world(model: FrozenModel) -> Iterator[World]:
+    with followed(model) as found:
+        yield found
+
+
+@contextmanager
+def _latecomer(world: World, model: FrozenModel, fault: Callable[[Call], Fault | None]) -> Iterator[World]:
+    """Another server on the same store, for which some objects are out of order."""
+    faults = ScriptedObjects(world.writer.ledger.objects)
+    reader = PromptStore(type(world.writer.ledger).open(faults, actor="late"), faults)
+    faults.script = fault
+    clock = Clock()
+    with (
+        live_server(reader, model, ServerOptions(poll_s=NEVER_S), clock=clock) as live,
+        httpx.Client(base_url=live.url, timeout=30) as client,
+    ):
+        yield World(world.writer, faults, client, live.context, clock)
+
+
+@pytest.mark.parametrize("is_foreign", [False, True])
+def test_a_server_that_comes_late_answers_as_those_that_were_there(
+    world: World, model: FrozenModel, is_foreign: bool
+) -> None:
+    wrong = publish_random(world.writer, tiny_llama(seed=9) if is_foreign else model, SENTIMENT, seed=2)
+    key = str(place_of(world.writer.state, "payload", wrong.payload))
+    with _latecomer(world, model, lambda call: Fault.CORRUPT if call.key == key else None) as late:
+        assert late.version() == "sentiment:1"
+        assert late.metric('promptstore_version_refused{alias="production",task="sentiment",version="2"}') == 1.0
+        (refused,) = late.client.get("/readyz").json()["refused"]
+        assert (refused["task"], refused["version"]) == ("sentiment", 2)
+        publish_random(world.writer, model, SENTIMENT, seed=3)
+        late.poll()
+        assert late.version() == "sentiment:3"
+        late.faults.script = lambda _: None
+        late.clock.now += NEVER_S
+        world.writer.rollback("sentiment", reason="worse")
+        late.poll()
+        assert late.version() == ("sentiment:3" if is_foreign else "sentiment:2")
+
+
+def test_a_late_server_takes_what_is_mended(world: World, model: FrozenModel) -> None:
+    wrong = publish_random(world.writer, model, SENTIMENT, seed=2)
+    key = str(place_of(world.writer.state, "payload", wrong.payload))
+    with _latecomer(world, model, lambda call: Fault.CORRUPT if call.key == key else None) as late:
+        assert late.version() == "sentiment:1"
+        late.faults.script = lambda _: None
+        late.clock.now += 61.0
+        late.poll()
+        assert late.version() == "sentiment:2"
+        assert late.client.get("/readyz").json()["refused"] == []
