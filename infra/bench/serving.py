@@ -20,9 +20,11 @@ def measurements() -> list[Measurement]:
     model = served_model("float32")
     rows += engine.many_prompts(model)
     rows += engine.cold_prompt(model)
+    rows += http.cold_prompt(model)
     rows += http.http_cost(model)
     rows += http.overload(model)
     rows += following.promotions()
+    rows += following.replicas()
     return [*rows, *following.new_versions(model)]
 
 

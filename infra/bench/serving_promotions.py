@@ -49,6 +49,7 @@ TOLERANCE = 1e-4
 LOOK_EVERY_S = 0.025
 CALM_REQUESTS = 2000
 NEW_VERSIONS = 30
+REPLICA_PROMOTIONS = 300
 AHEAD = 3
 
 
@@ -64,19 +65,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """calm: requests before the first promotion. asked: those while the writer promoted."""
+    """calm: requests before the first promotion. asked: those while the writer promoted. looks: at each replica."""
 
     calm: Sequence[Asked]
     asked: Sequence[Asked]
     promoted: Sequence[Promoted]
-    looks: Sequence[Look]
+    looks: Sequence[Sequence[Look]]
 
 
 def promotions(count: int = PROMOTIONS, *, versions: int = VERSIONS, calm: int = CALM_REQUESTS) -> list[Measurement]:
     """Ten thousand, one every 8 ms, on a tiny model, so that switching is measured; clients ask again at once."""
     with tiny_place(versions) as place, _server(place) as url:
         load = Load(url, [{"model": place.task.name, "input": text} for text in TEXTS], clients=2, requests=calm)
-        seen = watch(load, Orders(str(place.store), place.task.name, count, PER_S))
+        seen = watch([load], Orders(str(place.store), place.task.name, count, PER_S))
         wrong = mislabelled(place, seen.asked, TEXTS)
     name = "serving, promotions from another process"
     pace = len(seen.promoted) / (seen.promoted[-1].done_s - seen.promoted[0].begun_s)
@@ -96,22 +97,37 @@ def new_versions(model: FrozenModel, count: int = NEW_VERSIONS) -> list[Measurem
         bodies = [{"model": place.task.name, "input": text} for text in texts]
         capacity = throughput(ask(Load(url, bodies, clients=2 * LIMITS.rows, requests=8 * LIMITS.rows)))
         load = Load(url, bodies, per_s=capacity / 2, requests=max(2, round(5 * capacity)))
-        seen = watch(load, Orders(str(place.store), place.task.name, count, per_s=1.0, ahead=AHEAD))
+        seen = watch([load], Orders(str(place.store), place.task.name, count, per_s=1.0, ahead=AHEAD))
         wrong = mislabelled(place, seen.asked, texts)
     name = "serving, SmolLM2 at half load, a new version a second"
     return [measured(f"{name}: made", len(seen.promoted), "promotions", command=COMMAND), *_rows(name, seen, wrong)]
 
 
-def watch(load: Load, orders: Orders) -> Seen:
-    """Asks for a while in peace, then for as long as a writer promotes and the replica has not followed to its end."""
-    calm = ask(load)
-    clients = Clients(replace(load, requests=None))
+def replicas(count: int = REPLICA_PROMOTIONS, *, versions: int = VERSIONS) -> list[Measurement]:
+    """Two servers of a tiny model, ten promotions a second, and clients of each that ask at set times."""
+    with tiny_place(versions) as place, _server(place) as one, _server(place) as other:
+        bodies = [{"model": place.task.name, "input": text} for text in TEXTS]
+        loads = [Load(url, bodies, per_s=20.0, requests=200) for url in (one, other)]
+        seen = watch(loads, Orders(str(place.store), place.task.name, count, per_s=10.0))
+        wrong = mislabelled(place, seen.asked, TEXTS)
+    name = "serving, two replicas, promotions from another process"
+    return [measured(f"{name}: made", len(seen.promoted), "promotions", command=COMMAND), *_rows(name, seen, wrong)]
+
+
+def watch(loads: Sequence[Load], orders: Orders) -> Seen:
+    """Asks for a while in peace, then for as long as a writer promotes and a replica has not followed to its end.
+
+    loads: one for each replica.
+    """
+    calm = [each for load in loads for each in ask(load)]
+    clients = [Clients(replace(load, requests=None)) for load in loads]
     try:
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1 + len(loads)) as pool:
             writing = pool.submit(_write, orders)
-            looks = list(_look(load.url, writing))
+            looking = [pool.submit(lambda url: list(_look(url, writing)), load.url) for load in loads]
+            looks = [each.result() for each in looking]
     finally:
-        asked = clients.end()
+        asked = [each for some in clients for each in some.end()]
     return Seen(calm, asked, writing.result(), looks)
 
 
@@ -162,11 +178,13 @@ def _rows(name: str, seen: Seen, wrong: int) -> list[Measurement]:
     bound = f"< {SEEN_WITHIN_S:.3g}"
     failed = sum(each.status != OK for each in seen.asked)
     good = answered(seen.asked)
+    # By the last of the replicas.
+    seen_by_all = list(map(max, zip(*(seen_after(seen.promoted, looks) for looks in seen.looks), strict=True)))
     rows: Sequence[tuple[str, float, str, str]] = (
         ("answers meanwhile", len(good), "answers", ""),
         ("failed requests", failed, "requests", "== 0"),
         ("mislabelled answers", wrong, "answers", "== 0"),
-        (f"seen after, p99 (poll interval {POLL_S} s)", p99(seen_after(seen.promoted, seen.looks)), "s", bound),
+        (f"seen after, p99 (poll interval {POLL_S} s)", p99(seen_by_all), "s", bound),
         (
             "an answer's version replaced before it was asked, p99",
             p99(replaced_for([each for each in good if each.version], seen.promoted)),
