@@ -7,6 +7,7 @@ from promptstore.errors import InvalidInputError, NotFoundError
 from promptstore.objects.open import open_object_store
 from promptstore.settings import Settings, load_settings
 from promptstore.store.cache import PromptCache
+from promptstore.store.last_known import Known, LastKnown
 from promptstore.store.ledger import Ledger, LedgerOptions
 from promptstore.store.memory import HeadMemory
 from promptstore.store.prompt_store import PromptStore
@@ -35,8 +36,20 @@ def open_prompt_store(settings: Settings, *, create: bool = True) -> PromptStore
         if not create:
             raise
         ledger = Ledger.create(objects, actor=actor, **options)
-    cache = PromptCache(settings.cache_dir / "prompts", settings.cache_bytes) if settings.cache_bytes else None
-    return PromptStore(ledger, objects, cache=cache)
+    return PromptStore(ledger, objects, cache=_prompt_cache(settings))
+
+
+def resume_prompt_store(settings: Settings, known: Known) -> PromptStore:
+    """The store at `settings.store_url` as it was last known, without asking it: for when it cannot be reached."""
+    objects = open_settings_objects(settings)
+    ledger = Ledger.resume(objects, known.header, known.state, actor=actor_of(settings), **_ledger_options(settings))
+    return PromptStore(ledger, objects, cache=_prompt_cache(settings))
+
+
+def last_known(settings: Settings) -> LastKnown:
+    """Where this machine keeps what it last knew of the store at `settings.store_url`."""
+    trusted = TrustPolicy.load(settings.trusted_keys).keys if settings.trusted_keys else ()
+    return LastKnown(settings.state_dir / "last-known", settings.store_url, trusted)
 
 
 def open_store(url: str | None = None, *, create: bool = True) -> PromptStore:
@@ -57,6 +70,10 @@ def actor_of(settings: Settings) -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "unknown"
+
+
+def _prompt_cache(settings: Settings) -> PromptCache | None:
+    return PromptCache(settings.cache_dir / "prompts", settings.cache_bytes) if settings.cache_bytes else None
 
 
 def _ledger_options(settings: Settings) -> LedgerOptions:

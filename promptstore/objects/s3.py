@@ -16,6 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    HTTPClientError,
     IncompleteReadError,
     ReadTimeoutError,
     ResponseStreamingError,
@@ -41,7 +42,7 @@ BROKEN_READ_ATTEMPTS = 3
 BUSY_ATTEMPTS = 12
 BUSY_WAIT_S = 0.02
 BUSY_LONGEST_WAIT_S = 1.0
-_BROKEN_READ = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, ResponseParserError, HTTPError)
+_BROKEN_READ = (IncompleteReadError, ResponseStreamingError, ResponseParserError, HTTPError)
 _FAULTS = (BotoCoreError, ClientError, ResponseParserError, HTTPError)
 
 Answer = TypeVar("Answer")
@@ -53,8 +54,9 @@ class S3Options:
 
     addressing: `auto` puts the bucket into the path when there is an endpoint and into the host name on AWS.
     encryption: `AES256`, `aws:kms` or `aws:kms:<key id>`; `None` leaves it to the bucket's default.
-    timeout_s: the longest silence of the server that one attempt of one request bears. profile: of AWS's shared
-    configuration. query: what the store's URL says of all this; two servers may have buckets of one name.
+    timeout_s: the longest silence of the server that one attempt of one request bears; a plain call has five attempts.
+    profile: of AWS's shared configuration. query: what the store's URL says of all this; two servers may have buckets
+    of one name.
     """
 
     endpoint: str | None = None
@@ -97,7 +99,7 @@ class S3ObjectStore:
         def read() -> bytes:
             answer = self._plain().get_object(Bucket=self._bucket, Key=name)
             with closing(answer["Body"]) as body:  # entering the body itself would give the raw, unchecked stream
-                return bytes(body.read())
+                return _read_whole(body)
 
         return self._call("get", key, lambda: _repeat_broken_reads(read))
 
@@ -250,13 +252,26 @@ def _encryption(setting: str | None) -> dict[str, str]:
     raise InvalidInputError(f"S3 encryption {setting!r}: expected AES256, aws:kms or aws:kms:<key id>")
 
 
+def _read_whole(body: Any) -> bytes:
+    """All of an answer that has started; one that falls silent has broken off."""
+    try:
+        return bytes(body.read())
+    except ReadTimeoutError as error:
+        raise ResponseStreamingError(error=error) from error
+
+
 def _repeat_broken_reads(read: Callable[[], Answer]) -> Answer:
-    """The SDK repeats a request until the answer starts; an answer that breaks off later is repeated here."""
+    """The SDK repeats a request until the answer starts; an answer that breaks off later is repeated here.
+
+    A server that never answers has had all its attempts by then: it must not have them three times.
+    """
     for _ in range(BROKEN_READ_ATTEMPTS - 1):
         try:
             return read()
-        except _BROKEN_READ:
-            continue
+        except _BROKEN_READ as error:
+            # Most of botocore's errors of sending are urllib3's as well.
+            if isinstance(error, HTTPClientError) and not isinstance(error, ResponseStreamingError):
+                raise
     return read()
 
 

@@ -157,24 +157,3 @@ class Problem(_Answer):
 
 class ErrorAnswer(_Answer):
     error: Problem
-
-
-_WHY = {
-    400: "The request does not fit this interface, or the task.",
-    401: "No known key; only where keys are in use.",
-    403: "The key lacks the scope.",
-    404: "No such task, version or alias, or it is not served here.",
-    409: "The version is for another base model.",
-    413: "The body is too large.",
-    429: "The queue is full, or the caller asks too often; `retry-after` says when to repeat.",
-    503: "Not now; `retry-after` says when to repeat.",
-}
-EVERY_REFUSAL = tuple(_WHY)
-
-
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Descriptions of refusals for a route. The default is there so that FastAPI invents none of its own."""
-    named: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorAnswer, "description": _WHY[status]} for status in statuses
-    }
-    return {**named, "default": {"model": ErrorAnswer, "description": "Any other failure."}}

@@ -1,7 +1,7 @@
 """Versions on their way from the store to the device, each at its own pace."""
 
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
 from promptstore.core.ref import PromptRef
 from promptstore.core.state import PromptVersion
@@ -13,6 +13,7 @@ from promptstore.errors import (
 )
 from promptstore.runtime.bank import PromptBank
 from promptstore.serving.loaded import LoadedPrompt
+from promptstore.serving.store_threads import StoreThreads
 from promptstore.serving.table import AliasKey, Refusal, Target
 
 # Behind an alias's name: what is on trial for it. No alias can be named so.
@@ -20,6 +21,8 @@ TRIAL = "/trial"
 PULLS_AT_ONCE = 8
 # Damaged or missing bytes may be put right from a copy, under the same name.
 MENDED_AFTER_S = 60.0
+# How long the end waits for pulls under way; a store that hangs keeps them for minutes.
+CLOSE_WITHIN_S = 2.0
 
 Made = Target | Refusal
 
@@ -41,7 +44,7 @@ class Arrivals:
         self._pull = pull
         self._prepare = prepare
         self._clock = clock
-        self._pulling = ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="pull")
+        self._pulling = StoreThreads(PULLS_AT_ONCE, "pull")
         self._coming: dict[AliasKey, tuple[PromptVersion, Future[Made]]] = {}
 
     def collect(
@@ -68,7 +71,7 @@ class Arrivals:
         return made
 
     def close(self) -> None:
-        self._pulling.shutdown(wait=True, cancel_futures=True)
+        self._pulling.close(within_s=CLOSE_WITHIN_S)
 
     def _begin(self, key: AliasKey, version: PromptVersion, *, waits_for_device: bool) -> Future[Made]:
         arrival: Future[Made] = Future()

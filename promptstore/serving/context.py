@@ -3,17 +3,19 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Header, Request, Security
 from fastapi.security import HTTPBearer
 
 from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
-from promptstore.serving.access import Access, Scope
+from promptstore.serving.access import Access
+from promptstore.serving.api_keys import Scope
 from promptstore.serving.bodies import TokenTexts
 from promptstore.serving.following import Follower
 from promptstore.serving.loaded import LoadedPrompt
 from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.service import Service
+from promptstore.serving.store_threads import StoreThreads
 
 CALLER_HEADER = "x-promptstore-caller"
 # Only says in the interface's description how a key is sent; `Access` reads it.
@@ -31,7 +33,7 @@ class Lifecycle:
 class ServerContext:
     """Everything a running server is made of. staleness_bound_s: older than this, the state is reported as stale.
 
-    decoding: how prompts go through the model, for people.
+    decoding: how prompts go through the model, for people. looking: looks at the store that somebody asked for.
     """
 
     service: Service
@@ -43,10 +45,20 @@ class ServerContext:
     decoding: str
     staleness_bound_s: float = 60.0
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    looking: StoreThreads = field(default_factory=lambda: StoreThreads(1, "look"))
 
     @property
     def token_texts(self) -> TokenTexts:
         return TokenTexts(self.service.model.tokenizer)
+
+    @property
+    def problem(self) -> str | None:
+        """Why new requests are not welcome; `None` if they are."""
+        if self.lifecycle.is_draining:
+            return "draining"
+        if self.scheduler.problem is not None:
+            return self.scheduler.problem
+        return "no alias of the store can be served" if self.follower.table.serves_nothing else None
 
     @property
     def is_stale(self) -> bool:
@@ -78,9 +90,17 @@ async def is_known(request: Request, context: Context) -> bool:
     return context.access.knows(request.headers.get("authorization"))
 
 
-async def get_caller(request: Request) -> str:
+async def get_caller(
+    caller: Annotated[
+        str,
+        Header(
+            alias=CALLER_HEADER,
+            description="Who asks, in any words: a caller stays with one version while another is on trial.",
+        ),
+    ] = "",
+) -> str:
     """Whose requests stay with one version of a rollout: what the header says, or nobody in particular."""
-    return request.headers.get(CALLER_HEADER, "")
+    return caller
 
 
 Caller = Annotated[str, Depends(get_caller)]

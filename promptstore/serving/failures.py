@@ -39,7 +39,9 @@ _ANSWERS: tuple[tuple[type[PromptStoreError], int, str, str], ...] = (
     (UntrustedError, 503, _SERVER, "untrusted"),
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 408: "timeout", 429: "rate_limit_error"}
+RETRY_HEADER = "retry-after"
 RETRY_AFTER_S = "1"
+CHALLENGE_HEADER = "www-authenticate"
 
 
 class RequestRefusedError(Exception):
@@ -63,10 +65,17 @@ def _writable(text: str) -> str:
 
 
 def error_response(status: int, body: Any) -> JSONResponse:
-    headers = {"retry-after": RETRY_AFTER_S} if status in {429, 503} else {}
-    if status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return JSONResponse(body, status, headers)
+    return JSONResponse(body, status, failure_headers(status))
+
+
+def failure_headers(status: int) -> dict[str, str]:
+    match status:
+        case 401:
+            return {CHALLENGE_HEADER: "Bearer"}
+        case 429 | 503:
+            return {RETRY_HEADER: RETRY_AFTER_S}
+        case _:
+            return {}
 
 
 def describe(error: Exception) -> tuple[int, Any]:
@@ -83,6 +92,11 @@ def describe(error: Exception) -> tuple[int, Any]:
     return 500, error_body(500, "internal", "the server failed to answer; its log says why, under this request's id")
 
 
+def _unreadable(why: str) -> JSONResponse:
+    """What a body is told that is no JSON, or none that can be read."""
+    return error_response(400, error_body(400, "invalid_request", f"body: cannot be read as JSON: {why}"))
+
+
 def install(app: FastAPI) -> None:
     """Makes every error of the app's routes answer in this form."""
 
@@ -95,14 +109,23 @@ def install(app: FastAPI) -> None:
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert_validation = error if isinstance(error, RequestValidationError) else None
         first: Any = assert_validation.errors()[0] if assert_validation else {"loc": (), "msg": str(error)}
+        if first.get("type") == "json_invalid":
+            return _unreadable(f"{first['ctx']['error']} at character {first['loc'][-1]}")
         param = ".".join(str(part) for part in first["loc"][1:]) or None
         body = error_body(400, "invalid_request", f"{param or 'body'}: {first['msg']}", param=param)
         return error_response(400, body)
 
     async def http(_: Request, error: Exception) -> JSONResponse:
+        match error.__cause__:
+            case RecursionError():
+                return _unreadable("its lists and objects are nested too deeply")
+            case ValueError() as cause:  # behind a semicolon, Python tells its programmer what to change
+                return _unreadable(str(cause).partition(";")[0])
         status = error.status_code if isinstance(error, HTTPException) else 500
         detail = str(error.detail) if isinstance(error, HTTPException) else "failed"
-        return error_response(status, error_body(status, detail.lower().replace(" ", "_"), detail))
+        answer = error_response(status, error_body(status, detail.lower().replace(" ", "_"), detail))
+        answer.headers.update((isinstance(error, HTTPException) and error.headers) or {})  # `allow`, of a 405
+        return answer
 
     app.add_exception_handler(RequestRefusedError, refused)
     app.add_exception_handler(PromptStoreError, refused)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import Event, Lock, Thread
@@ -22,8 +22,9 @@ from promptstore.errors import (
     UntrustedError,
 )
 from promptstore.runtime.bank import PromptBank
-from promptstore.serving.arrivals import TRIAL, Arrivals
+from promptstore.serving.arrivals import CLOSE_WITHIN_S, TRIAL, Arrivals
 from promptstore.serving.loaded import LoadedPrompt
+from promptstore.serving.store_threads import StoreThreads
 from promptstore.serving.table import AliasKey, AliasTable, Awaited, Refusal, Target
 from promptstore.serving.trials import Trial
 from promptstore.store.prompt_store import PulledPrompt
@@ -64,6 +65,8 @@ class Follower:
     prepare: puts a held prompt on the device; the returned future says when.
     ready_within_s: how long a switch waits for all that it is to switch; what is not ready then follows by itself.
     insist: told at each look of every trial that the store has going on; see `TrialJudge`.
+    remember: told, after what it says was switched to, each state that the store was seen at.
+    status: how the store was last seen, if what it held when it was opened is not from itself.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class Follower:
         tasks: frozenset[str] = frozenset(),
         poll_s: float = 1.0,
         ready_within_s: float = READY_WITHIN_S,
+        remember: Callable[[StoreState], object] = lambda _: None,
+        status: FollowStatus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -86,6 +91,7 @@ class Follower:
         self._load = load
         self._prepare = prepare
         self._insist = insist
+        self._remember = remember
         self._tasks = tasks
         self._poll_s = poll_s
         self._ready_within_s = ready_within_s
@@ -94,10 +100,10 @@ class Follower:
         self._stopped = Event()
         self._thread = Thread(target=self._follow, name="follower", daemon=True)
         self._arrivals = Arrivals(bank, self.pull, prepare, clock)
-        self._prefetching = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._prefetching = StoreThreads(1, "prefetch")
         self._held: dict[AliasKey, Target] = {}
         self.table = AliasTable(store.state)
-        self.status = FollowStatus(clock())
+        self.status = status or FollowStatus(clock())
 
     @property
     def staleness_s(self) -> float:
@@ -110,14 +116,18 @@ class Follower:
 
     def start(self) -> None:
         """Serves what the store held when it was opened, then follows it. Blocks until the aliases are loaded."""
-        self._switch(self._store.state, is_first=True)
+        state = self._store.state
+        self._switch(state, is_first=True)
+        if self.status.problem is None:
+            self._remember(state)
         self._thread.start()
 
     def close(self) -> None:
+        """Looks no more; does not wait for a store that hangs."""
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join()
-        self._prefetching.shutdown(wait=True, cancel_futures=True)
+            self._thread.join(timeout=CLOSE_WITHIN_S)
+        self._prefetching.close(within_s=CLOSE_WITHIN_S)
         self._arrivals.close()
 
     def poll(self) -> None:
@@ -131,11 +141,14 @@ class Follower:
             except (CorruptError, UntrustedError, NotFoundError) as error:
                 self._note(error, "the store's log is refused; serving what was last known")
                 return
+            if self.status.problem is not None:
+                logger.info("the store is seen again, at commit %d", state.number)
             self.status = FollowStatus(self._clock())
             if state is not self.table.state or self._has_unfinished:
                 self._switch(state)
             for trial, _ in self.table.trials.values():
                 self._insist(trial)
+            self._remember(state)
 
     def pull(self, ref: PromptRef, version: PromptVersion) -> LoadedPrompt:
         """A version from the store, ready for the model; blocks.

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from promptstore.core.ref import PromptRef
@@ -12,6 +11,7 @@ from promptstore.errors import IncompatibleModelError, NotFoundError, NotServing
 from promptstore.runtime.bank import PromptBank
 from promptstore.serving.following import Follower
 from promptstore.serving.loaded import LoadedPrompt
+from promptstore.serving.store_threads import StoreThreads
 from promptstore.serving.table import AliasTable, Target
 from promptstore.serving.trials import Trial
 
@@ -26,11 +26,11 @@ class Resolver:
         self._follower = follower
         self._bank = bank
         self._tasks = tasks
-        self._pulls = ThreadPoolExecutor(_PULLS, "pull")
+        self._pulls = StoreThreads(_PULLS, "pull")
 
     def close(self) -> None:
-        """Ends its threads, once nothing is held."""
-        self._pulls.shutdown(wait=False, cancel_futures=True)
+        """Begins no more pulls, once nothing is held."""
+        self._pulls.close(within_s=0)
 
     @asynccontextmanager
     async def holding(self, text: str, caller: str = "", *, may_try: bool = True) -> AsyncIterator[Target]:
@@ -90,7 +90,7 @@ class Resolver:
         def hold() -> LoadedPrompt:
             return self._bank.hold(version.digest, lambda: self._follower.pull(ref, version))
 
-        work = asyncio.get_running_loop().run_in_executor(self._pulls, hold)
+        work = asyncio.wrap_future(self._pulls.submit(hold))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:

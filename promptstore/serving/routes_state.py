@@ -7,34 +7,40 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from promptstore.serving.answers import Health, Readiness, State, refusals
+from promptstore.serving.answers import Health, Readiness, State
 from promptstore.serving.context import Context, IsKnown, ServerContext, allow
 from promptstore.serving.failures import error_response
+from promptstore.serving.responses import gives, refusals
 from promptstore.serving.trials import Trial
 
 router = APIRouter(tags=["state"])
 
 
-@router.get("/healthz", response_model=None, responses={200: {"model": Health}, 503: {"model": Health}})
+@router.get("/healthz", response_model=None, responses={**gives(Health), **gives(Health, status=503)})
 async def health(context: Context) -> JSONResponse:
     """200 while the process can answer at all; otherwise restart it."""
     is_alive = context.scheduler.is_alive or context.lifecycle.is_draining
-    return JSONResponse({"status": "ok" if is_alive else "the engine's thread has ended"}, 200 if is_alive else 503)
+    if not is_alive:
+        return error_response(503, {"status": "the engine's thread has ended"})
+    return JSONResponse({"status": "ok"})
 
 
-@router.get("/readyz", response_model=None, responses={200: {"model": Readiness}, 503: {"model": Readiness}})
+@router.get("/readyz", response_model=None, responses={**gives(Readiness), **gives(Readiness, status=503)})
 async def readiness(context: Context, is_known: IsKnown) -> JSONResponse:
-    """200 while new requests are welcome. A store that cannot be reached is reported here and fails nothing.
+    """200 while new requests are welcome: 503 while draining, while the engine cannot answer, and while the store has
+    aliases and none of them can be served. A store that cannot be reached is reported here and fails nothing.
 
     Why, and what is not served as the store says, is told with a key, where keys are in use.
     """
-    problem = "draining" if context.lifecycle.is_draining else context.scheduler.problem
+    problem = context.problem
     body = _readiness(context, problem) if is_known else {"status": "ready" if problem is None else "not ready"}
     return JSONResponse(body, 200) if problem is None else error_response(503, body)
 
 
 def _readiness(context: ServerContext, problem: str | None) -> dict[str, Any]:
-    status = problem or ("ready" if context.follower.status.problem is None else "ready, serving what was last known")
+    # A look that hangs has not failed yet: it is told by what it leaves stale.
+    is_followed = context.follower.status.problem is None and not context.is_stale
+    status = problem or ("ready" if is_followed else "ready, serving what was last known")
     return {"status": status, **store_body(context)}
 
 
@@ -49,7 +55,7 @@ async def openapi(request: Request) -> dict[str, Any]:
     "/metrics",
     dependencies=[allow("admin")],
     response_class=PlainTextResponse,
-    responses=refusals(401, 403, 429),
+    responses={**gives(None), **refusals(401, 403, 429)},
 )
 async def metrics(context: Context) -> Response:
     """Prometheus' text format."""
@@ -61,11 +67,11 @@ async def metrics(context: Context) -> Response:
     "/admin/refresh",
     dependencies=[allow("admin")],
     response_model=None,
-    responses={200: {"model": State}, **refusals(401, 403, 429)},
+    responses={**gives(State), **refusals(401, 403, 429)},
 )
 async def refresh(context: Context) -> dict[str, Any]:
     """Looks at the store now, instead of at the next poll; answers once what moved is served, or awaited."""
-    await asyncio.to_thread(context.follower.poll)
+    await asyncio.wrap_future(context.looking.submit(context.follower.poll))
     return store_body(context)
 
 

@@ -14,15 +14,18 @@ from types import FrameType
 
 import uvicorn
 
+from promptstore.core.state import StoreState
+from promptstore.errors import StoreUnavailableError
 from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
-from promptstore.serving.access import Access, ApiKey, KeyFile, digest_key
+from promptstore.serving.access import Access
+from promptstore.serving.api_keys import ApiKey, KeyFile, digest_key
 from promptstore.serving.app import create_app
 from promptstore.serving.connections import patient_protocol
 from promptstore.serving.context import Lifecycle, ServerContext
 from promptstore.serving.engines import ServedEngine, open_engine
 from promptstore.serving.exporting import exporting_tracer
-from promptstore.serving.following import FollowedStore, Follower
+from promptstore.serving.following import FollowedStore, Follower, FollowStatus
 from promptstore.serving.loaded import LoadedPrompt, load_prompt
 from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.middleware import JsonFormatter
@@ -33,9 +36,10 @@ from promptstore.serving.shadow import Shadow
 from promptstore.serving.tracing import Tracer, default_tracer
 from promptstore.serving.trials import TrialJudge
 from promptstore.settings import Settings
+from promptstore.store.last_known import LastKnown
 from promptstore.store.prompt_store import PromptStore
 from promptstore.store.rollout import Rollout, abort_rollout
-from promptstore.wiring import open_prompt_store
+from promptstore.wiring import last_known, open_prompt_store, resume_prompt_store
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +50,30 @@ def run(settings: Settings, options: ServerOptions) -> None:
     Raises:
         InvalidInputError: options that do not fit, an unknown model source.
         IncompatibleModelError: vLLM is to answer and serves another model, or takes no prompt embeddings.
-        NotFoundError: there is no store. StoreUnavailableError: it cannot be reached at the start.
+        NotFoundError: there is no store.
+        StoreUnavailableError: it cannot be reached, and this machine has never served it before.
         OSError: the port is taken, or the address is not of this machine.
     """
     access = _access(settings, options)
     options.check(has_keys=access.asks_for_keys)
     listener = _listen(options.host, options.port)
     _log_to_stderr()
-    store = open_prompt_store(settings, create=False)
+    known = last_known(settings)
+    store, status = _open_store(settings, known)
     engine = open_engine(settings, options)
     abort = partial(_abort, store) if options.may_abort_rollouts else None
     with (
         exporting_tracer(settings.otlp_endpoint) as tracer,
-        serving(store, engine, options, access=access, abort=abort, tracer=tracer) as context,
+        serving(
+            store,
+            engine,
+            options,
+            access=access,
+            abort=abort,
+            tracer=tracer,
+            remember=partial(known.save, store.ledger.header),
+            status=status,
+        ) as context,
     ):
         app = create_app(context, limits=options.body)
         config = uvicorn.Config(
@@ -84,12 +99,14 @@ def serving(
     access: Access | None = None,
     abort: Callable[[Rollout, str], object] | None = None,
     tracer: Tracer | None = None,
+    remember: Callable[[StoreState], object] = lambda _: None,
+    status: FollowStatus | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[ServerContext]:
     """A context whose engine and follower run until the `with` block ends; then it answers what it has.
 
     engine: not started yet; its end is this function's.
-    access: `None` lets everybody in. clock: monotonic seconds, for staleness.
+    access: `None` lets everybody in. remember, status: as in `Follower`. clock: monotonic seconds, for staleness.
     abort: writes to the store that a rollout broke its bounds; `None` for a server that may only read.
     """
     model, bank, scheduler = engine.model, engine.bank, engine.answerer
@@ -104,6 +121,8 @@ def serving(
         insist=judge.insist,
         tasks=options.tasks,
         poll_s=options.poll_s,
+        remember=remember,
+        status=status,
         clock=clock,
     )
     resolver = Resolver(follower, bank, options.tasks)
@@ -137,6 +156,24 @@ def serving(
         judge.close()
         service.close()
         resolver.close()
+
+
+def _open_store(settings: Settings, known: LastKnown) -> tuple[PromptStore, FollowStatus | None]:
+    """The store; or, while it is away, what was last known of it, and since when it has not been seen."""
+    try:
+        return open_prompt_store(settings, create=False), None
+    except StoreUnavailableError as error:
+        last = known.load()
+        if last is None:
+            raise
+        unseen_s = max(0.0, time.time() - last.seen_at)
+        logger.warning(
+            "the store cannot be reached: %s; starting with commit %d, as it was seen %.0f s ago",
+            error,
+            last.state.number,
+            unseen_s,
+        )
+        return resume_prompt_store(settings, last), FollowStatus(time.monotonic() - unseen_s, error)
 
 
 def _prepare(scheduler: Answerer, bank: PromptBank[LoadedPrompt], digest: str) -> Future[object]:

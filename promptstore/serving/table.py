@@ -61,6 +61,12 @@ class AliasTable:
     awaited: Mapping[AliasKey, Awaited] = field(default_factory=lambda: MappingProxyType({}))
     trials: Mapping[AliasKey, tuple[Trial, Target]] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def serves_nothing(self) -> bool:
+        """Whether there are aliases for this server in the store and none is served, not even by an earlier version."""
+        is_wanted = bool(self.awaited) or any(not refusal.is_foreign for refusal in self.refused.values())
+        return is_wanted and not self.targets
+
     def find(self, ref: PromptRef) -> Target | None:
         """The target of a ref by alias; `None` if it is by number or digest, or not served."""
         return None if ref.alias is None else self.targets.get((ref.task, ref.alias))

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import accumulate
 from threading import Lock
@@ -12,9 +12,12 @@ from threading import Lock
 from promptstore.core.state import PromptVersion
 from promptstore.errors import InvalidInputError, NotFoundError, NotServingError, OverloadedError, PromptStoreError
 from promptstore.serving.metrics import ServerMetrics
+from promptstore.serving.store_threads import StoreThreads
 from promptstore.store.rollout import Rollout
 
 logger = logging.getLogger(__name__)
+# How long the end waits for an abort that is being written: other replicas judge for themselves.
+WRITTEN_WITHIN_S = 5.0
 # What says nothing about the version that was asked.
 _NOT_ITS_FAULT = (OverloadedError, NotServingError, InvalidInputError)
 # Times are counted by size, in steps of a doubling, so that any number of them takes the same memory.
@@ -112,12 +115,20 @@ class TrialJudge:
     """Gives a trial up when it breaks its bounds: here at once, and in the store for every replica.
 
     abort: writes to the store; it may fail, if the server may only read: then other replicas judge for themselves.
+    written_within_s: how long `close` waits for it.
     """
 
-    def __init__(self, abort: Callable[[Rollout, str], object], metrics: ServerMetrics) -> None:
+    def __init__(
+        self,
+        abort: Callable[[Rollout, str], object],
+        metrics: ServerMetrics,
+        *,
+        written_within_s: float = WRITTEN_WITHIN_S,
+    ) -> None:
         self._abort = abort
+        self._written_within_s = written_within_s
         self._metrics = metrics
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="abort")
+        self._writing = StoreThreads(1, "abort")
         self._unwritten: dict[Rollout, Future[None]] = {}
 
     def judge(self, trial: Trial) -> None:
@@ -141,7 +152,8 @@ class TrialJudge:
             self._unwritten[trial.rollout] = self._writing.submit(self._write, trial, is_first=is_first)
 
     def close(self) -> None:
-        self._writing.shutdown(wait=True)
+        wait(list(self._unwritten.values()), timeout=self._written_within_s)
+        self._writing.close(within_s=0)
 
     def _write(self, trial: Trial, *, is_first: bool) -> None:
         try:

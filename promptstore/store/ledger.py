@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from threading import Lock
 from typing import TypedDict, Unpack
@@ -21,6 +22,7 @@ from promptstore.errors import (
     NotFoundError,
     PromptStoreError,
     StoreUnavailableError,
+    UntrustedError,
 )
 from promptstore.store.checkpoints import encode_checkpoint, leave_checkpoint, load_checkpoint, mend_checkpoint
 from promptstore.store.following import Accept, follow, read_commit, read_commits
@@ -86,6 +88,7 @@ class Ledger:
         self._memory = memory
         self._patience = patience
         self._is_probed = False
+        self._is_proved = True
         self._writing = Lock()
         self._advancing = Lock()
 
@@ -135,13 +138,36 @@ class Ledger:
             memory.save(objects.url, state)
         return cls(objects, header, state, actor=actor, **options)
 
+    @classmethod
+    def resume(
+        cls,
+        objects: ObjectStore,
+        header: StoreHeader,
+        state: StoreState,
+        *,
+        actor: str,
+        **options: Unpack[LedgerOptions],
+    ) -> "Ledger":
+        """The ledger of a store that cannot be reached, from what was last known of it; asks nobody.
+
+        The first `refresh` that reaches the store makes sure that `state` is of its log.
+        """
+        ledger = cls(objects, header, state, actor=actor, **options)
+        ledger._is_proved = False
+        return ledger
+
     @property
     def state(self) -> StoreState:
         """The store as last seen; `refresh` looks again."""
         return self._state
 
     def refresh(self) -> StoreState:
-        """Follow the log to its end: one GET when nothing is new."""
+        """Follow the log to its end: one GET when nothing is new.
+
+        Raises:
+            UntrustedError: the log is not the one that this ledger was resumed from, or not what `trust` demands.
+        """
+        self._prove()
         return self._follow(self._state)
 
     def commits(self, start: int = 1) -> Iterator[Commit]:
@@ -184,6 +210,7 @@ class Ledger:
             StoreUnavailableError: nothing was changed.
         """
         with self._writing:
+            self._prove()
             self.probe()
             state, is_newest = self._state, False
             for _ in self._patience.after_races():
@@ -281,6 +308,23 @@ class Ledger:
                 f"whether commit {commit.number} took effect could not be learnt ({last}); repeating is safe"
             ) from last
         raise StoreUnavailableError(f"commit {commit.number} was not made: {last}") from last
+
+    def _prove(self) -> None:
+        """Make sure, once, that the state this ledger was resumed from is of the log that is there."""
+        if self._is_proved:
+            return
+        state, found = self._state, None
+        header = read_header(self.objects)
+        if header == self.header:
+            with suppress(NotFoundError):
+                found = _digest_at(self.objects, header, state.number)
+        if found != state.digest:
+            raise UntrustedError(
+                f"{self.objects.url} is not the store that this machine last saw, at commit {state.number} of store "
+                f"{self.header.id}: it was replaced, rolled back or forked. If that was meant, start again: that "
+                "says what to delete"
+            )
+        self._is_proved = True
 
     def _find(self, number: int) -> Commit | None:
         """Commit `number`, if the log is that long."""

@@ -54,6 +54,16 @@ class Slow:
 
 
 @dataclass(frozen=True, slots=True)
+class Hang:
+    """Take the request and never answer, until the client leaves; the server never sees it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FallSilent:
+    """Send half of the answer's body and no more, until the client leaves."""
+
+
+@dataclass(frozen=True, slots=True)
 class Truncate:
     """Break the answer's body off halfway."""
 
@@ -63,7 +73,7 @@ class Corrupt:
     """Flip one bit in the middle of the answer's body."""
 
 
-HttpFault = Refuse | LoseAnswer | ArriveLate | Slow | Truncate | Corrupt
+HttpFault = Refuse | LoseAnswer | ArriveLate | Slow | Hang | FallSilent | Truncate | Corrupt
 Script = Callable[[ProxiedRequest], HttpFault | None]
 
 
@@ -175,6 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         proxy = self.server.proxy
         fault = proxy.begin(self.command, self.path, is_create="If-None-Match" in self.headers)
+        if isinstance(fault, Hang):
+            self._wait_until_client_leaves()
+            return
         answer = proxy.answer(fault, self.command, self.path, body, dict(self.headers))
         if answer is None:
             self.close_connection = True
@@ -185,8 +198,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body)
+            if isinstance(fault, FallSilent):
+                self._wait_until_client_leaves()
             if int(answer.headers["Content-Length"]) > len(answer.body):
                 self.close_connection = True
+
+    def _wait_until_client_leaves(self) -> None:
+        self.close_connection = True
+        self.rfile.read(1)  # whoever waits for an answer sends nothing more
 
     do_GET = do_PUT = do_DELETE = do_HEAD = do_POST = do_PATCH = _proxied  # noqa: N815 - names that http.server looks for
 
@@ -230,7 +249,7 @@ def _spoil(fault: HttpFault | None, answer: Answer) -> Answer | None:
         case Slow(seconds):
             time.sleep(seconds)
             return answer
-        case Truncate():
+        case Truncate() | FallSilent():
             return Answer(answer.status, answer.headers, answer.body[: len(answer.body) // 2])
         case Corrupt():
             middle = len(answer.body) // 2

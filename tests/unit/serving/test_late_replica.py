@@ -11,7 +11,7 @@ from promptstore.serving.options import ServerOptions
 from promptstore.store.blobs import place_of
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.scripted_objects import Call, Fault, ScriptedObjects
-from promptstore.testing.served import SENTIMENT, live_server, publish_random
+from promptstore.testing.served import SENTIMENT, live_server, new_store, publish_random
 from promptstore.testing.tiny_models import tiny_llama
 from tests.unit.serving.test_following import NEVER_S, Clock, World, followed
 
@@ -67,3 +67,23 @@ def test_a_late_server_takes_what_is_mended(world: World, model: FrozenModel) ->
         late.poll()
         assert late.version() == "sentiment:2"
         assert late.client.get("/readyz").json()["refused"] == []
+
+
+def test_a_server_that_can_serve_no_alias_is_not_ready_until_it_can(world: World, model: FrozenModel) -> None:
+    with _latecomer(world, model, lambda _: Fault.UNAVAILABLE) as late:
+        ready = late.client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "no alias of the store can be served")
+        assert [refused["task"] for refused in ready.json()["refused"]] == ["sentiment"]
+        assert late.client.get("/healthz").status_code == 200
+        late.faults.script = lambda _: None
+        late.poll()
+        assert late.client.get("/readyz").json()["status"] == "ready"
+        assert late.version() == "sentiment:1"
+
+
+def test_a_server_of_another_model_or_of_an_empty_store_is_ready(world: World, model: FrozenModel) -> None:
+    with live_server(new_store(), model, ServerOptions(poll_s=NEVER_S)) as empty:
+        assert httpx.get(f"{empty.url}/readyz").status_code == 200
+    with _latecomer(world, tiny_llama(seed=9), lambda _: None) as foreign:
+        assert foreign.client.get("/readyz").json()["status"] == "ready"
+        assert foreign.status("sentiment") == (409, "incompatible_model")
