@@ -1,16 +1,23 @@
-"""Connections are bounded in number, and in how long they may send or take nothing: uvicorn bounds none of that."""
+"""Connections are bounded in number, in how long they may send or take nothing, and in what may stand before a body:
+uvicorn bounds none of that."""
 
 import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from promptstore.serving.failures import error_body, error_response
+
 _Protocol: Any = AutoHTTPProtocol
+# As many as nginx and Node.js take, and more. What comes in one piece from the socket is not held against it.
+_HEADER_BYTES = 64 << 10
+_TOO_LARGE = error_body(431, "headers_too_large", f"a request's headers may have {_HEADER_BYTES >> 10} KiB")
 
 
 class _PatientProtocol(_Protocol):  # type: ignore[misc]
     patience_s = 30.0
     most = 1000
+    _header_bytes = 0
     _closing: asyncio.TimerHandle | None = None
     _aborting: asyncio.TimerHandle | None = None
 
@@ -32,6 +39,9 @@ class _PatientProtocol(_Protocol):  # type: ignore[misc]
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._header_bytes = self._header_bytes + len(data) if self._is_within_headers else 0
+        if self._header_bytes > _HEADER_BYTES:
+            self._refuse()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -42,6 +52,19 @@ class _PatientProtocol(_Protocol):  # type: ignore[misc]
     @property
     def _is_awaiting_request(self) -> bool:
         return self.cycle is None or bool(self.cycle.response_complete)
+
+    @property
+    def _is_within_headers(self) -> bool:
+        """What came last belongs to no request that is known, nor to the body of one that was answered early."""
+        return self._is_awaiting_request and not (self.cycle is not None and self.cycle.more_body)
+
+    def _refuse(self) -> None:
+        if not self.transport.is_closing():
+            answer = error_response(431, _TOO_LARGE)
+            headers = b"".join(b"%s: %s\r\n" % each for each in answer.raw_headers)
+            line = b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+            self.transport.write(line + headers + b"connection: close\r\n\r\n" + bytes(answer.body))
+            self.transport.close()
 
     def _watch(self) -> None:
         """Runs the clock while a request is awaited; one kept alive without a further byte is uvicorn's matter."""

@@ -30,7 +30,7 @@ class ServerMetrics:
         )
         self.inputs = Counter(
             "promptstore_inputs",
-            "Inputs answered, by task, version and outcome.",
+            "Inputs asked for, by task, version and outcome; refused with all others of its request.",
             ("task", "version", "outcome"),
             registry=self.registry,
         )

@@ -22,7 +22,7 @@ from promptstore.serving.tracing import NoTracer, Tracer
 
 access_log = logging.getLogger("promptstore.access")
 REQUEST_ID_HEADER = "x-request-id"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # nginx's status for a client that closed its request; nobody is sent it, logs and metrics have it.
 CLIENT_LEFT = 499
 _UNKNOWN_ROUTE = "unknown"
@@ -71,7 +71,7 @@ class RequestMiddleware:
             return
         headers = Headers(scope=scope)
         offered = headers.get(REQUEST_ID_HEADER, "")
-        request_id = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(8)
+        request_id = offered if REQUEST_ID.fullmatch(offered) else secrets.token_hex(8)
         scope["state"]["request_id"] = request_id
         answered, started = _Answered(), time.monotonic()
         watched = _watch(send, request_id, answered)

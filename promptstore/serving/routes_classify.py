@@ -7,9 +7,10 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from promptstore.serving.answers import EVERY_REFUSAL, ClassifyAnswer, refusals
+from promptstore.serving.answers import ClassifyAnswer
 from promptstore.serving.bodies import classified_body, usage_body, version_headers
 from promptstore.serving.context import Caller, Context, allow
+from promptstore.serving.responses import EVERY_REFUSAL, gives, refusals
 from promptstore.serving.schemas import ClassifyRequest
 
 router = APIRouter(tags=["classify"])
@@ -19,7 +20,7 @@ router = APIRouter(tags=["classify"])
     "/v1/classify",
     dependencies=[allow("infer")],
     response_model=None,
-    responses={200: {"model": ClassifyAnswer}, **refusals(*EVERY_REFUSAL)},
+    responses={**gives(ClassifyAnswer, is_versioned=True), **refusals(*EVERY_REFUSAL)},
 )
 async def classify(asked: ClassifyRequest, context: Context, caller: Caller) -> JSONResponse:
     """The label of each text under each task, with every label's probability.

@@ -11,20 +11,13 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from promptstore.errors import InvalidInputError
-from promptstore.runtime.sampling import Sampling
-from promptstore.serving.answers import (
-    EVERY_REFUSAL,
-    ChatAnswer,
-    CompletionAnswer,
-    Model,
-    ModelList,
-    refusals,
-)
+from promptstore.serving.answers import ChatAnswer, CompletionAnswer, Model, ModelList
 from promptstore.serving.bodies import STREAM_END, model_body, server_sent, version_headers
 from promptstore.serving.context import Caller, Context, ServerContext, allow
 from promptstore.serving.failures import describe
 from promptstore.serving.loaded import Input
 from promptstore.serving.openai_shape import ChatShape, CompletionShape, Envelope, Shape, Whole, usage_of
+from promptstore.serving.responses import EVERY_REFUSAL, gives, refusals
 from promptstore.serving.schemas import ChatRequest, CompletionRequest
 from promptstore.serving.service import Encoded, Piece, SamplingRequest
 from promptstore.serving.table import Target
@@ -50,7 +43,7 @@ class _Asked:
     "/v1/completions",
     dependencies=[allow("infer")],
     response_model=None,
-    responses={200: {"model": CompletionAnswer, "content": _STREAM}, **refusals(*EVERY_REFUSAL)},
+    responses={**gives(CompletionAnswer, is_versioned=True, content=_STREAM), **refusals(*EVERY_REFUSAL)},
 )
 async def complete(asked: CompletionRequest, context: Context, caller: Caller) -> Response:
     """Text that continues each prompt under its task's template; for a classification task, the label's text."""
@@ -74,7 +67,7 @@ async def complete(asked: CompletionRequest, context: Context, caller: Caller) -
     "/v1/chat/completions",
     dependencies=[allow("infer")],
     response_model=None,
-    responses={200: {"model": ChatAnswer, "content": _STREAM}, **refusals(*EVERY_REFUSAL)},
+    responses={**gives(ChatAnswer, is_versioned=True, content=_STREAM), **refusals(*EVERY_REFUSAL)},
 )
 async def chat(asked: ChatRequest, context: Context, caller: Caller) -> Response:
     """The same, as a chat of one user message."""
@@ -96,7 +89,7 @@ async def chat(asked: ChatRequest, context: Context, caller: Caller) -> Response
     "/v1/models",
     dependencies=[allow("infer")],
     response_model=None,
-    responses={200: {"model": ModelList}, **refusals(401, 403, 429)},
+    responses={**gives(ModelList), **refusals(401, 403, 429)},
 )
 async def list_models(context: Context) -> dict[str, Any]:
     """The aliases that are served; any version by number or digest can be asked for as well."""
@@ -108,7 +101,7 @@ async def list_models(context: Context) -> dict[str, Any]:
     "/v1/models/{ref:path}",
     dependencies=[allow("infer")],
     response_model=None,
-    responses={200: {"model": Model}, **refusals(400, 401, 403, 404, 409, 429, 503)},
+    responses={**gives(Model, is_versioned=True), **refusals(400, 401, 403, 404, 409, 429, 503)},
 )
 async def show_model(ref: str, context: Context) -> JSONResponse:
     """What a ref names now; an alias, the version in place, since clients keep to what they learn here."""
@@ -130,6 +123,8 @@ def _chat_input(asked: ChatRequest) -> Input:
 
 
 async def _answer(asked: _Asked, context: ServerContext, shape: Shape) -> Response:
+    if asked.is_stream and len(asked.inputs) != 1:
+        raise InvalidInputError(f"a stream takes one prompt, not {len(asked.inputs)}; send one request each")
     async with AsyncExitStack() as stack:
         target = await stack.enter_async_context(context.service.resolver.holding(asked.ref, asked.caller))
         headers = version_headers([target])
@@ -167,7 +162,7 @@ async def _texts(asked: _Asked, context: ServerContext, target: Target) -> list[
             answer.add(piece)
         return answer
 
-    ready = await _ready(asked, context, target)
+    ready = await context.service.ready(target, asked.inputs, asked.sampling)
     with context.service.generating(target, ready) as written:
         try:
             async with asyncio.TaskGroup() as group:
@@ -176,11 +171,6 @@ async def _texts(asked: _Asked, context: ServerContext, target: Target) -> list[
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
-
-
-async def _ready(asked: _Asked, context: ServerContext, target: Target) -> list[tuple[Encoded, Sampling]]:
-    encoded = await context.service.encode([(target, value) for value in asked.inputs])
-    return [(each, context.service.sampling(target, each, asked.sampling)) for each in encoded]
 
 
 @dataclass(slots=True)
@@ -195,9 +185,7 @@ class _Started:
 
 async def _start_stream(asked: _Asked, context: ServerContext, target: Target, held: AsyncExitStack) -> _Started:
     """held: keeps the place in the batch."""
-    if len(asked.inputs) != 1:
-        raise InvalidInputError(f"a stream takes one prompt, not {len(asked.inputs)}; send one request each")
-    ready = await _ready(asked, context, target)
+    ready = await context.service.ready(target, asked.inputs, asked.sampling)
     (pieces,) = held.enter_context(context.service.generating(target, ready))
     held.push_async_callback(pieces.aclose)
     encoded, _ = ready[0]
@@ -239,8 +227,6 @@ async def _chunks(asked: _Asked, shape: Shape, envelope: Envelope, started: _Sta
 
 def _replayed(asked: _Asked, target: Target, shape: Shape, answers: Sequence[Whole]) -> Response:
     """A label as a stream of one piece."""
-    if len(answers) != 1:
-        raise InvalidInputError(f"a stream takes one prompt, not {len(answers)}; send one request each")
     envelope = Envelope(asked.ref, target, shape.prefix, shape.chunk_object, answers[0].is_truncated)
     piece = Piece(answers[0].text, reason="stop")
     chunks = [shape.first_chunk(), shape.chunk(piece, answers[0], has_logprobs=asked.has_logprobs)]

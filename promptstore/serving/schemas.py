@@ -1,6 +1,7 @@
 """What requests may hold. OpenAI's names where OpenAI has them."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -14,6 +15,8 @@ Fields = dict[str, str]
 _REF_TEXT = "`task`, `task@alias`, `task:number` or `task@sha256:<digest>`; `task` alone means `task@production`."
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTEXT_CHARS = 20
+# Far more than any request needs, far less than what follows a value into its depth can bear: `repr`, say.
+_MOST_LEVELS = 100
 
 
 class _Request(BaseModel):
@@ -21,26 +24,41 @@ class _Request(BaseModel):
 
 
 class _Body(_Request):
-    """A whole body. JSON can spell half of a surrogate pair, which is no character: nothing behind here can read it."""
+    """A whole body. JSON can spell what nothing behind here can read: half of a surrogate pair, which is no character,
+    and lists of lists of lists.
+    """
 
     @model_validator(mode="before")
     @classmethod
-    def _check_characters(cls, body: Any) -> Any:
-        left = [body]
-        while left:
-            match left.pop():
-                case str(text) if found := _SURROGATE.search(text):
-                    around = text[max(0, found.start() - _CONTEXT_CHARS) : found.end() + _CONTEXT_CHARS]
-                    raise PydanticCustomError(
-                        "lone_surrogate",
-                        "{around} holds {half}, half of a surrogate pair and no character; send both or neither",
-                        {"around": ascii(around), "half": ascii(found[0])},
-                    )
-                case dict(fields):
-                    left += [*fields, *fields.values()]
-                case list(items):
-                    left += items
-        return body
+    def _check_readable(cls, body: Any) -> Any:
+        level = [body]
+        for _ in range(_MOST_LEVELS + 1):
+            level = [inner for value in level for inner in _held(value)]
+            if not level:
+                return body
+        raise PydanticCustomError(
+            "nested_too_deeply",
+            "lists and objects are nested in more than {most} levels; send fewer",
+            {"most": _MOST_LEVELS},
+        )
+
+
+def _held(value: Any) -> Iterable[Any]:
+    """What a list or an object holds, keys included; a text holds nothing, and is read."""
+    match value:
+        case str(text) if found := _SURROGATE.search(text):
+            around = text[max(0, found.start() - _CONTEXT_CHARS) : found.end() + _CONTEXT_CHARS]
+            raise PydanticCustomError(
+                "lone_surrogate",
+                "{around} holds {half}, half of a surrogate pair and no character; send both or neither",
+                {"around": ascii(around), "half": ascii(found[0])},
+            )
+        case dict(fields):
+            return (*fields, *fields.values())
+        case list(items):
+            return items
+        case _:
+            return ()
 
 
 class ClassifyRequest(_Body):

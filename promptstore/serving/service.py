@@ -10,11 +10,12 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 
-from promptstore.errors import InvalidInputError, PromptStoreError
+from promptstore.errors import InvalidInputError
 from promptstore.lm.described_model import DescribedModel
 from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.job import Finished, FinishReason, Generated, GenerateJob, Job, ScoreJob
 from promptstore.runtime.sampling import ChosenToken, Sampling
+from promptstore.serving.accounts import Accounts
 from promptstore.serving.delivery import Delivery
 from promptstore.serving.loaded import Input
 from promptstore.serving.metrics import ServerMetrics
@@ -99,6 +100,10 @@ class Service:
     tracer: Tracer = field(default_factory=NoTracer)
     encoding: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoding"))
     _inputs_encoding: int = field(default=0, init=False)
+    _accounts: Accounts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._accounts = Accounts(self.metrics, self.judge, self.resolver)
 
     def close(self) -> None:
         """Ends its thread, once no request is left."""
@@ -123,13 +128,14 @@ class Service:
 
     async def classify_under(self, targets: Sequence[tuple[str, Target]], inputs: Sequence[Input]) -> list[Classified]:
         """As `classify`, under versions that the caller resolved and holds."""
-        if len(targets) * len(inputs) > self.limits.texts:
-            raise InvalidInputError(
-                f"{len(inputs)} inputs for {len(targets)} tasks are more than {self.limits.texts} answers; send fewer"
-            )
-        for _, target in targets:
-            with self._refusing(target, _require_labels):
-                _require_labels(target)
+        with self._accounts.refusing([target for _, target in targets], inputs=len(inputs)):
+            if len(targets) * len(inputs) > self.limits.texts:
+                raise InvalidInputError(
+                    f"{len(inputs)} inputs for {len(targets)} tasks exceed {self.limits.texts} answers; send fewer"
+                )
+            for _, target in targets:
+                with self._refusing(target, _require_labels):
+                    _require_labels(target)
         asked = [(index, ref, target) for index in range(len(inputs)) for ref, target in targets]
         encoded = await self.encode([(target, inputs[index]) for index, _, target in asked])
         with self.tracer.span("score") as span:
@@ -155,10 +161,10 @@ class Service:
         answers = []
         try:
             for (index, ref, target), each, delivery, job in zip(asked, encoded, deliveries, jobs, strict=True):
-                with self._counting(target):
+                with self._accounts.answering(target):
                     scored = await delivery.scored()
-                self._note_batch(target, job)
-                self._observe(target, delivery.answer_s, read=len(each.ids))
+                self._accounts.batched(target, job)
+                self._accounts.answered(target, delivery.answer_s, read=len(each.ids))
                 probabilities = dict(zip(target.prompt.task.label_names, softmax(scored.logits), strict=True))
                 answers.append(Classified(index, ref, target, probabilities, len(each.ids), each.is_truncated))
             _add_waiting(span, started, jobs)
@@ -197,14 +203,14 @@ class Service:
     ) -> AsyncGenerator[Piece]:
         count = 0
         text = ""
-        with self._counting(target), self.tracer.detached_span("generate") as span:
+        with self._accounts.answering(target), self.tracer.detached_span("generate") as span:
             span.set("version", str(target.version))
             async for event in delivery.events():
                 if isinstance(event, Generated):
                     if count == 0:
-                        self._note_batch(target, job)
+                        self._accounts.batched(target, job)
                         _add_waiting(span, started, [job])
-                        self.metrics.first_token_seconds.labels(_task(target)).observe(time.monotonic() - started)
+                        self.metrics.first_token_seconds.labels(target.version.task).observe(time.monotonic() - started)
                     count += 1
                     text += event.text
                     yield Piece(event.text, token=event.token)
@@ -212,17 +218,25 @@ class Service:
                     text += event.text
                     span.set("tokens", count)
                     yield Piece(event.text, reason=event.reason)
-        self._observe(target, delivery.answer_s, read=len(encoded.ids), wrote=count)
+        self._accounts.answered(target, delivery.answer_s, read=len(encoded.ids), wrote=count)
         if (shadowed := self._shadowed(target)) is not None:
             given = encoded.given
             self._beside(given, partial(self.shadow.ask_text, *shadowed, given, job.sampling, text))
 
-    def sampling(self, target: Target, encoded: Encoded, asked: SamplingRequest) -> Sampling:
-        """The request's sampling with the task's defaults, checked against the room that is left.
+    async def ready(
+        self, target: Target, inputs: Sequence[Input], asked: SamplingRequest
+    ) -> list[tuple[Encoded, Sampling]]:
+        """Every input encoded, and the request's sampling with the task's defaults, checked against the room it leaves.
 
         Raises:
             InvalidInputError: more tokens than the server or the model's positions allow, or a value out of range.
+                Others as `encode`.
         """
+        encoded = await self.encode([(target, value) for value in inputs])
+        with self._accounts.refusing([target], inputs=len(inputs)):
+            return [(each, self._checked_sampling(target, each, asked)) for each in encoded]
+
+    def _checked_sampling(self, target: Target, encoded: Encoded, asked: SamplingRequest) -> Sampling:
         with self._refusing(target, lambda other: self._sampling(other, self._encode(other, encoded.given), asked)):
             return self._sampling(target, encoded, asked)
 
@@ -246,7 +260,7 @@ class Service:
         keys = [(target.version.digest, _key(value)) for target, value in asked]
         is_long = sum(_chars(value) for _, value in asked) >= _LONG_TEXT_CHARS
         found: dict[tuple[str, object], Encoded] = {}
-        with self._admitted([target for target, _ in asked]):
+        with self._accounts.refusing([target for target, _ in asked]), self._admitted(len(asked)):
             for key, (target, value) in zip(keys, asked, strict=True):
                 if key not in found:
                     found[key] = await self._encode_one(target, value, is_long=is_long)
@@ -268,38 +282,18 @@ class Service:
         return Encoded(value, ids, may_be_cut and encoder.count_tokens(row) > encoder.max_input_tokens)
 
     def _submit(self, jobs: Sequence[Job], targets: Sequence[Target]) -> None:
-        with self._counting_refusals(targets):
+        with self._accounts.refusing(targets):
             self.scheduler.submit(jobs)
 
     @contextlib.contextmanager
-    def _admitted(self, targets: Sequence[Target]) -> Iterator[None]:
+    def _admitted(self, count: int) -> Iterator[None]:
         """Refuses what the queue would not take, with what others encode for it meanwhile."""
-        self._inputs_encoding += len(targets)
+        self._inputs_encoding += count
         try:
-            with self._counting_refusals(targets):
-                self.scheduler.check(self._inputs_encoding)
+            self.scheduler.check(self._inputs_encoding)
             yield
         finally:
-            self._inputs_encoding -= len(targets)
-
-    @contextlib.contextmanager
-    def _counting_refusals(self, targets: Sequence[Target]) -> Iterator[None]:
-        try:
-            yield
-        except PromptStoreError:
-            for target in targets:
-                self.metrics.inputs.labels(_task(target), str(target.version.number), "refused").inc()
-            raise
-
-    def _note_batch(self, target: Target, job: Job) -> None:
-        """What the engine said about the job; another answerer may not say."""
-        task = _task(target)
-        if job.waited_s is not None:
-            self.metrics.queue_seconds.labels(task).observe(job.waited_s)
-        if job.batch_rows is not None:
-            self.metrics.batch_rows.labels(task).observe(job.batch_rows)
-        if job.place is not None:
-            self.metrics.prompts_found.labels(task, job.place).inc()
+            self._inputs_encoding -= count
 
     @contextlib.contextmanager
     def _refusing(self, target: Target, take: Callable[[Target], object]) -> Iterator[None]:
@@ -317,33 +311,6 @@ class Service:
         with contextlib.suppress(InvalidInputError):
             take_in_place()
             trial.refuse()
-            self.judge.judge(trial)
-
-    @contextlib.contextmanager
-    def _counting(self, target: Target) -> Iterator[None]:
-        outcome = "cancelled"
-        try:
-            yield
-            outcome = "ok"
-        except Exception as error:
-            outcome = "refused" if isinstance(error, PromptStoreError) else "failed"
-            self._note(target, error=error)
-            raise
-        finally:
-            self.metrics.inputs.labels(_task(target), str(target.version.number), outcome).inc()
-
-    def _observe(self, target: Target, seconds: float, *, read: int, wrote: int = 0) -> None:
-        task = _task(target)
-        self.metrics.answer_seconds.labels(task).observe(seconds)
-        self._note(target, seconds=seconds)
-        self.metrics.tokens.labels(task, "read").inc(read)
-        self.metrics.tokens.labels(task, "written").inc(wrote)
-
-    def _note(self, target: Target, *, seconds: float = 0.0, error: Exception | None = None) -> None:
-        trial = self.resolver.trial_of(target)
-        if trial is not None:
-            is_on_trial = target.version.number == trial.rollout.number
-            trial.note(is_on_trial=is_on_trial, seconds=seconds, error=error)
             self.judge.judge(trial)
 
     def _beside(self, given: Input, ask: Callable[[], None]) -> None:
@@ -393,7 +360,3 @@ def _add_waiting(span: Span, started: float, jobs: Sequence[Job]) -> None:
     if waited:
         span.add_part("queue", started, started + max(waited))
         span.add_part("batch", started + min(waited), time.monotonic())
-
-
-def _task(target: Target) -> str:
-    return target.version.task

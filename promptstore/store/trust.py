@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,9 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from promptstore.core.commit import Commit, Signature
+from promptstore.core.name import check_key_name
 from promptstore.errors import InvalidInputError, NotFoundError, UntrustedError
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 
 
 class Signer:
@@ -118,8 +116,7 @@ def generate_key(folder: Path, name: str) -> str:
     Raises:
         InvalidInputError: `name` cannot be a file name, or such a key exists: a key is never overwritten.
     """
-    if not _NAME.fullmatch(name):
-        raise InvalidInputError(f"key name {name!r} is not valid: use 1 to 64 letters, digits, '.', '_', '@' and '-'")
+    check_key_name(name)
     private_key = Ed25519PrivateKey.generate()
     private = private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = private_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

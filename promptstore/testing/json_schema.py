@@ -39,6 +39,15 @@ def values_of(schema: Mapping[str, Any], root: Mapping[str, Any]) -> st.SearchSt
     return _values_of_type(schema, root)
 
 
+def header_values(schema: Mapping[str, Any]) -> st.SearchStrategy[bytes]:
+    """Values of a header that is any text: whatever HTTP lets stand in one, bytes that are not ASCII included."""
+    assert schema["type"] == "string"
+    assert not {"minLength", "pattern", "enum"} & set(schema)
+    allowed = st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f") | st.just("\t")
+    texts = st.text(allowed, max_size=schema.get("maxLength", 200))
+    return texts.map(lambda text: text.strip(" \t").encode("latin-1"))
+
+
 def _values_of_type(schema: Mapping[str, Any], root: Mapping[str, Any]) -> st.SearchStrategy[Any]:
     match schema.get("type"):
         case "null":

@@ -12,7 +12,8 @@ from promptstore.core.task import DataSource, Label, TaskSpec
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.input_layer import InputLayer
 from promptstore.objects.memory import MemoryObjectStore
-from promptstore.serving.access import Access, ApiKey
+from promptstore.serving.access import Access
+from promptstore.serving.api_keys import ApiKey
 from promptstore.serving.app import create_app
 from promptstore.serving.connections import patient_protocol
 from promptstore.serving.context import ServerContext
@@ -107,15 +108,17 @@ def live_server(
     options: ServerOptions | None = None,
     *,
     keys: list[ApiKey] | None = None,
+    access: Access | None = None,
     body: BodyLimits | None = None,
     tracer: Tracer | None = None,
     clock: Callable[[], float] = time.monotonic,
     spill_folder: Path | None = None,
 ) -> Iterator[LiveServer]:
-    """Serves until the block ends."""
+    """Serves until the block ends. keys: shorthand for an `access` that knows these."""
     options = options or ServerOptions(poll_s=0.05)
     engine = own_engine(model, options, spill_folder=spill_folder)
-    with _live(store, engine, options, keys=keys, body=body, tracer=tracer, clock=clock) as live:
+    access = Access(keys) if keys else access
+    with _live(store, engine, options, access=access, body=body, tracer=tracer, clock=clock) as live:
         yield live
 
 
@@ -132,7 +135,7 @@ def _live(
     engine: ServedEngine,
     options: ServerOptions,
     *,
-    keys: list[ApiKey] | None = None,
+    access: Access | None = None,
     body: BodyLimits | None = None,
     tracer: Tracer | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -140,7 +143,6 @@ def _live(
     abort = partial(_abort, store)
     body = body or BodyLimits()
     http = patient_protocol(body.receive_s, most=body.connections)
-    access = Access(keys) if keys else None
     with (
         serving(store, engine, options, access=access, abort=abort, tracer=tracer, clock=clock) as context,
         listening(create_app(context, limits=body), http=http) as url,

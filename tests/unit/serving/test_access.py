@@ -12,12 +12,14 @@ from fastapi.routing import iter_route_contexts
 
 from promptstore.errors import InvalidInputError, OverloadedError
 from promptstore.lm.frozen import FrozenModel
-from promptstore.serving.access import Access, ApiKey, KeyFile, digest_key, new_key, read_keys
+from promptstore.serving.access import Access
+from promptstore.serving.api_keys import ApiKey, KeyFile, digest_key, new_key, read_keys
 from promptstore.serving.app import create_app
 from promptstore.serving.failures import RequestRefusedError
 from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.options import ServerOptions
 from promptstore.serving.service import Service
+from promptstore.testing.described import Described
 from promptstore.testing.served import LiveServer, live_server, store_of
 
 INFER = ApiKey("infer", digest_key("infer-key"), frozenset({"infer"}))
@@ -125,6 +127,18 @@ def test_a_refusal_says_how_to_authenticate_and_does_no_work(client: httpx.Clien
     assert answer.json()["error"]["type"] == "authentication_error"
 
 
+def test_what_callers_are_refused_for_their_key_is_as_described(client: httpx.Client) -> None:
+    def ask(path: str, key: str) -> httpx.Response:
+        return client.get(path, headers={"authorization": f"Bearer {key}"})
+
+    described = Described(ask("/openapi.json", "infer-key").json())
+    refused = [ask("/v1/models", "unknown"), ask("/metrics", "infer-key")]
+    refused += [answer for _ in range(6) if (answer := ask("/v1/models", "busy-key")).status_code != 200]
+    assert {answer.status_code for answer in refused} == {401, 403, 429}
+    for answer in refused:
+        described.check(answer)
+
+
 def test_without_keys_everybody_may_ask() -> None:
     assert Access().admit(None, "10.0.0.1", "admin").name == "anonymous"
 
@@ -205,7 +219,7 @@ def test_a_key_is_taken_back_and_another_given_without_a_restart(tmp_path: Path)
     assert may_ask() == ["old", "always"]  # not looked at again yet
     now[0] += 5
     assert may_ask() == ["new", "always"]
-    for damage in (lambda: path.write_text("[[key"), path.unlink):
+    for damage in (lambda: path.write_text("[[key"), lambda: path.write_bytes(b"\xff"), path.unlink):
         damage()
         now[0] += 5
         assert may_ask() == ["new", "always"]

@@ -14,6 +14,7 @@ from promptstore.lm.encoding import TaskEncoder
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.scheduler import SchedulerLimits
 from promptstore.serving.options import ServerOptions
+from promptstore.serving.store_threads import StoreThreads
 from promptstore.serving.table import AliasTable, Target
 from promptstore.testing.served import LiveServer, live_server, store_of
 
@@ -104,7 +105,7 @@ def test_a_version_by_number_is_taken_without_a_thread_once_it_is_loaded(bounded
     try:
         assert httpx.post(f"{bounded.url}/v1/classify", json=body, timeout=60).status_code == 200
     finally:
-        bounded.context.service.resolver._pulls = ThreadPoolExecutor(1)
+        bounded.context.service.resolver._pulls = StoreThreads(1, "pull")
 
 
 def _wait_until(is_true: Callable[[], bool]) -> None:

@@ -22,6 +22,7 @@ from promptstore.runtime.scheduler import SchedulerLimits
 from promptstore.serving.connections import patient_protocol
 from promptstore.serving.middleware import BodyLimits, JsonFormatter
 from promptstore.serving.options import ServerOptions
+from promptstore.testing.described import Described
 from promptstore.testing.listening import listening
 from promptstore.testing.served import LiveServer, live_server, store_of
 
@@ -92,6 +93,18 @@ def test_a_connection_whose_headers_come_too_slowly_is_closed(bounded: LiveServe
         with socket.create_connection((host, int(port)), timeout=20) as connection:
             connection.sendall(start)
             assert connection.recv(100) == b""
+
+
+def test_headers_without_end_are_refused_and_the_body_of_an_early_answer_is_no_header(bounded: LiveServer) -> None:
+    line = b"x-filler: " + b"x" * 4000 + b"\r\n"
+    answer = _raw(bounded, b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + 20 * line)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
+    assert _raw(bounded, b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + 10 * line + b"\r\n", wait_s=1.0).startswith(
+        b"HTTP/1.1 200 "
+    )
+    with httpx.Client(base_url=bounded.url) as client:
+        assert client.post("/v1/classify", content=iter([b"x" * 200_000] * 20)).status_code == 413
 
 
 def test_a_connection_that_is_kept_alive_outlasts_the_bound_on_headers(bounded: LiveServer) -> None:
@@ -355,7 +368,10 @@ def test_readiness_turns_as_soon_as_the_server_drains_and_health_does_not(model:
 
 def test_health_fails_when_the_engines_thread_has_ended(model: FrozenModel) -> None:
     with live_server(store_of(model), model) as live:
+        described = Described(httpx.get(f"{live.url}/openapi.json").json())
         live.context.scheduler.close()
-        assert httpx.get(f"{live.url}/healthz").status_code == 503
-        assert httpx.get(f"{live.url}/readyz").status_code == 503
+        for probe in ("/healthz", "/readyz"):
+            answer = httpx.get(f"{live.url}{probe}")
+            assert answer.status_code == 503
+            described.check(answer)
         assert httpx.post(f"{live.url}/v1/classify", json=ASK).status_code == 503

@@ -275,10 +275,9 @@ def test_who_reads_an_answer_slowly_does_not_make_the_version_slow(
     async def read_slowly() -> float:
         """Seconds after which the engine had nothing left to do; the reader was not done then."""
         async with service.resolver.holding("answer") as target:
-            (encoded,) = await service.encode([(target, "why?")])
+            ready = await service.ready(target, ["why?"], SamplingRequest(max_tokens=3))
             started = time.monotonic()
-            sampling = service.sampling(target, encoded, SamplingRequest(max_tokens=3))
-            with service.generating(target, [(encoded, sampling)]) as (pieces,):
+            with service.generating(target, ready) as (pieces,):
                 await anext(pieces)
                 await asyncio.to_thread(wait_for, lambda: not (scheduler.running or scheduler.queued))
                 engine_s = time.monotonic() - started

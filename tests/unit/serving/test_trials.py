@@ -1,11 +1,13 @@
 """A trial by itself: whom it takes, and what breaks its bounds."""
 
 from dataclasses import replace
+from threading import Event
 
 import pytest
 
 from promptstore.lm.frozen import FrozenModel
-from promptstore.serving.trials import Tally, Trial
+from promptstore.serving.metrics import ServerMetrics
+from promptstore.serving.trials import Tally, Trial, TrialJudge
 from promptstore.store.prompt_store import PromptStore
 from promptstore.store.rollout import (
     Bounds,
@@ -93,3 +95,26 @@ def test_a_trial_that_is_over_takes_nobody(store: PromptStore) -> None:
     assert 30 < len(takers) < 70
     trial.given_up = "a bound is broken"
     assert not any(trial.takes(key) for key in takers)
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_the_end_waits_for_an_abort_that_is_written_and_for_none_that_hangs(
+    store: PromptStore, *, is_silent: bool
+) -> None:
+    begun, go, written = Event(), Event(), Event()
+
+    def abort(rollout: Rollout, why: str) -> None:
+        begun.set()
+        go.wait(3)
+        written.set()
+
+    judge = TrialJudge(abort, ServerMetrics(), written_within_s=0.05 if is_silent else 60.0)
+    trial = _trial(store, min_answers=1)
+    trial.note(is_on_trial=True, error=RuntimeError("broken"))
+    judge.judge(trial)
+    assert begun.wait(10)
+    if not is_silent:
+        go.set()
+    judge.close()
+    assert written.is_set() is not is_silent
+    go.set()
