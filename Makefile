@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 3
+MIXES ?= 50
+REQUESTS ?= 32
 # Images that tell Python to write no bytecode would compile the libraries anew in each of the processes started here.
 export PYTHONDONTWRITEBYTECODE :=
 STAMP := .venv/.setup-$(shell cat pyproject.toml requirements.lock 2>/dev/null | cksum | cut -d' ' -f1)
@@ -12,7 +14,7 @@ STAMP := .venv/.setup-$(shell cat pyproject.toml requirements.lock 2>/dev/null |
 # The GPU's tests and benchmark need torch, transformers, safetensors, numpy and pytest alone: any Python with these.
 GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON))
 
-.PHONY: help setup demo up down stack test test-ceph test-vllm test-kills test-ray test-fast test-gpu check format bench bench-vllm bench-quality bench-gpu clean
+.PHONY: help setup demo up down stack test test-ceph test-vllm test-kills test-mixes test-ray test-fast test-gpu check format bench bench-vllm bench-quality bench-gpu clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +52,10 @@ test-vllm: setup ## Check the gateway in front of a real vLLM on the CPU; the fi
 
 test-kills: setup ## Kill every server of the stack at the worst moment, and see the loop end right
 	@$(BIN)/python -m pytest -q -m kills
+
+test-mixes: setup ## Compare MIXES x REQUESTS answers on real weights, in any mix, with the same request's alone
+	@PROMPTSTORE_TEST_MIXES=$(MIXES) PROMPTSTORE_TEST_REQUESTS=$(REQUESTS) OMP_NUM_THREADS=1 \
+		nice $(BIN)/python -m pytest -q tests/integration/serving/test_real_weights.py -k every_answer
 
 test-ray: $(STAMP) ## Kill a node of a Ray cluster in the middle of a fit
 	@$(BIN)/python -m pytest -q -m ray

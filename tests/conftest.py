@@ -25,6 +25,8 @@ LEFT_OUT = {
     "ray": "a Ray cluster of several nodes (`make test-ray`)",
     "vllm": "vLLM (`make test-vllm`)",
 }
+# Lines of tests that passed which are shown after a run, by a word in them; with the heading they get.
+TOLD = {"conflicts": "races", "versions compared": "mixes"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,17 +42,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the race tests printed: how often writers really met."""
-    told = [
-        f"{report.nodeid.rpartition('::')[2]}: {line}"
+    """How often writers really met in the race tests, and how many answers were held against the oracle's."""
+    printed = {
+        (report.nodeid.rpartition("::")[2], line)
         for report in terminalreporter.getreports("passed")
         for line in report.capstdout.splitlines()
-        if "conflicts" in line
-    ]
-    if told:
-        terminalreporter.section("races")
-        for line in sorted(set(told)):
-            terminalreporter.line(line)
+    }
+    for word, heading in TOLD.items():
+        if told := sorted(f"{name}: {line}" for name, line in printed if word in line):
+            terminalreporter.section(heading)
+            for line in told:
+                terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

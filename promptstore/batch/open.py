@@ -1,12 +1,12 @@
 """From settings to scoring at work: what the command line and the flow both call."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from promptstore.batch.answers import Answers
-from promptstore.batch.score import OnProgress, ScoreRequest, ScoreSummary, score
+from promptstore.batch.progress import shown_progress
+from promptstore.batch.score import ScoreRequest, ScoreSummary, score
 from promptstore.settings import Settings
 from promptstore.tuning.settings_device import settings_device
 from promptstore.wiring import open_prompt_store
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def run_score_job(request: ScoreRequest, *, settings: Settings, url: str | None = None) -> ScoreSummary:
     """Score with the model and store of the settings or, given a `url`, through the server there. Raises as `score`."""
-    with _opened_answers(settings, url) as answers, shown_bar() as on_progress:
+    with _opened_answers(settings, url) as answers, shown_progress() as on_progress:
         return score(request, answers, settings=settings, on_progress=on_progress)
 
 
@@ -41,19 +41,3 @@ def _opened_answers(settings: Settings, url: str | None) -> Iterator[Answers]:
 
     with settings_device(settings, "score"):
         yield LocalAnswers(open_prompt_store(settings, create=False), open_base)
-
-
-@contextmanager
-def shown_bar(stream: TextIO | None = None) -> Iterator[OnProgress]:
-    """A bar on `stream` (standard error) if it is a terminal; nothing otherwise."""
-    stream = stream or sys.stderr
-    if not stream.isatty():
-        yield lambda _done, _rows: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=stream), refresh_per_second=4) as bars:
-        bar = bars.add_task("rows", total=None)
-        yield lambda done, rows: bars.update(bar, completed=done, total=rows)

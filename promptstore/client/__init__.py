@@ -4,5 +4,16 @@ from promptstore.client.answers import Classification, Completion, Input, Sampli
 from promptstore.client.asynchronous import AsyncClient
 from promptstore.client.attempts import Retries
 from promptstore.client.blocking import Client
+from promptstore.client.streams import AsyncStream, Stream
 
-__all__ = ["AsyncClient", "Classification", "Client", "Completion", "Input", "Retries", "SamplingOptions"]
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "Classification",
+    "Client",
+    "Completion",
+    "Input",
+    "Retries",
+    "SamplingOptions",
+    "Stream",
+]

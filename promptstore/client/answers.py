@@ -1,16 +1,15 @@
 """What is asked and answered, without I/O: both clients share it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 from urllib.parse import quote
 
-from promptstore.errors import CorruptError, NotServingError, RefusedError
+from promptstore.errors import RefusedError
 
 Input = str | Mapping[str, str]
-_EVENT = "data: "
-_LAST_EVENT = "[DONE]"
+# What a completion, and each piece of one, says of the version that writes it.
+WRITER = ("task", "version", "digest", "alias", "is_truncated")
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -97,9 +96,8 @@ def classifications(body: Any) -> list[Classification]:
 
 
 def completion(body: Any) -> Completion:
-    choice, version = body["choices"][0], body["promptstore"]
-    named = {name: version[name] for name in ("task", "version", "digest", "alias", "is_truncated")}
-    return Completion(choice["text"], choice["finish_reason"], **named)
+    choice, about = body["choices"][0], body["promptstore"]
+    return Completion(choice["text"], choice["finish_reason"], **{name: about[name] for name in WRITER})
 
 
 def full_state(body: Any) -> dict[str, Any]:
@@ -111,29 +109,3 @@ def full_state(body: Any) -> dict[str, Any]:
     if "store" not in body:
         raise RefusedError("the server tells its state only to callers with one of its keys; give api_key")
     return dict(body)
-
-
-def piece_of(line: str) -> str | None:
-    """The text in one line of a stream, "" if it has none; `None` at the end of the stream.
-
-    Raises:
-        NotServingError: the server gave up in the middle; the text so far is not the whole answer.
-        CorruptError: the line is not what a server sends.
-    """
-    if not line.startswith(_EVENT):
-        return ""
-    data = line.removeprefix(_EVENT)
-    if data == _LAST_EVENT:
-        return None
-    try:
-        event = json.loads(data)
-    except ValueError as error:
-        raise CorruptError(f"the server's stream holds {data[:80]!r}, which is not JSON") from error
-    if "error" in event:
-        raise NotServingError(f"the answer broke off: {event['error']['message']}")
-    return "".join(choice["text"] for choice in event["choices"])
-
-
-def broken_off(cause: Exception | None) -> NotServingError:
-    """A stream that stopped before it said that it was done."""
-    return NotServingError(f"the answer broke off: {cause or 'the server closed the connection'}; ask again")

@@ -1,7 +1,7 @@
-"""The asynchronous client. What it asks and how it tries again is `answers` and `attempts`, as for the blocking one."""
+"""The asynchronous client. What it asks, reads and tries again is shared with the blocking one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -15,17 +15,16 @@ from promptstore.client.answers import (
     Completion,
     Input,
     SamplingOptions,
-    broken_off,
     classifications,
     classify_request,
     complete_request,
     completion,
     full_state,
     model_request,
-    piece_of,
 )
 from promptstore.client.attempts import DEFAULT_RETRIES, Attempts, Retries
 from promptstore.client.blocking import DEFAULT_TIMEOUT_S, DEFAULT_URL, key_header
+from promptstore.client.streams import LAST_LINE, AsyncStream, Chunk, broken_off, chunk_of
 
 
 class AsyncClient:
@@ -68,22 +67,11 @@ class AsyncClient:
         """The text that continues one input under its task's template."""
         return completion((await self._send(complete_request(ref, given, caller, options))).json())
 
-    async def stream(
+    def stream(
         self, ref: str, given: Input, *, caller: str | None = None, **options: Unpack[SamplingOptions]
-    ) -> AsyncIterator[str]:
-        """The same text, piece by piece. Asked again only before the first piece."""
-        answer = await self._send(complete_request(ref, given, caller, options, is_stream=True), is_stream=True)
-        try:
-            async for line in answer.aiter_lines():
-                if (piece := piece_of(line)) is None:
-                    return
-                if piece:
-                    yield piece
-        except httpx.TransportError as error:
-            raise broken_off(error) from error
-        finally:
-            await answer.aclose()
-        raise broken_off(None)
+    ) -> AsyncStream:
+        """The same text, piece by piece, and from the first one on what is writing it. Asked again only before that."""
+        return AsyncStream(self._chunks(complete_request(ref, given, caller, options, is_stream=True)))
 
     async def models(self) -> list[dict[str, Any]]:
         """The aliases that are served, as the server describes them."""
@@ -100,6 +88,20 @@ class AsyncClient:
     async def model(self, ref: str) -> dict[str, Any]:
         """The version that `ref` names now, and what its task reads and answers, as the server describes them."""
         return dict((await self._send(model_request(ref))).json())
+
+    async def _chunks(self, asked: Asked) -> AsyncGenerator[Chunk]:
+        answer = await self._send(asked, is_stream=True)
+        try:
+            async for line in answer.aiter_lines():
+                if line == LAST_LINE:
+                    return
+                if (chunk := chunk_of(line)) is not None:
+                    yield chunk
+        except httpx.TransportError as error:
+            raise broken_off(error) from error
+        finally:
+            await answer.aclose()
+        raise broken_off(None)
 
     async def _send(self, asked: Asked, *, is_stream: bool = False) -> httpx.Response:
         attempts = Attempts(self._retries)

@@ -1,7 +1,7 @@
 """The blocking client."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -15,16 +15,15 @@ from promptstore.client.answers import (
     Completion,
     Input,
     SamplingOptions,
-    broken_off,
     classifications,
     classify_request,
     complete_request,
     completion,
     full_state,
     model_request,
-    piece_of,
 )
 from promptstore.client.attempts import DEFAULT_RETRIES, Attempts, Retries
+from promptstore.client.streams import LAST_LINE, Chunk, Stream, broken_off, chunk_of
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 DEFAULT_TIMEOUT_S = 60.0
@@ -77,20 +76,9 @@ class Client:
 
     def stream(
         self, ref: str, given: Input, *, caller: str | None = None, **options: Unpack[SamplingOptions]
-    ) -> Iterator[str]:
-        """The same text, piece by piece. Asked again only before the first piece."""
-        answer = self._send(complete_request(ref, given, caller, options, is_stream=True), is_stream=True)
-        try:
-            for line in answer.iter_lines():
-                if (piece := piece_of(line)) is None:
-                    return
-                if piece:
-                    yield piece
-        except httpx.TransportError as error:
-            raise broken_off(error) from error
-        finally:
-            answer.close()
-        raise broken_off(None)
+    ) -> Stream:
+        """The same text, piece by piece, and from the first one on what is writing it. Asked again only before that."""
+        return Stream(self._chunks(complete_request(ref, given, caller, options, is_stream=True)))
 
     def models(self) -> list[dict[str, Any]]:
         """The aliases that are served, as the server describes them."""
@@ -107,6 +95,20 @@ class Client:
     def model(self, ref: str) -> dict[str, Any]:
         """The version that `ref` names now, and what its task reads and answers, as the server describes them."""
         return dict(self._send(model_request(ref)).json())
+
+    def _chunks(self, asked: Asked) -> Generator[Chunk]:
+        answer = self._send(asked, is_stream=True)
+        try:
+            for line in answer.iter_lines():
+                if line == LAST_LINE:
+                    return
+                if (chunk := chunk_of(line)) is not None:
+                    yield chunk
+        except httpx.TransportError as error:
+            raise broken_off(error) from error
+        finally:
+            answer.close()
+        raise broken_off(None)
 
     def _send(self, asked: Asked, *, is_stream: bool = False) -> httpx.Response:
         attempts = Attempts(self._retries)

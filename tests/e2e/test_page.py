@@ -12,7 +12,7 @@ from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from promptstore.serving.access import ApiKey, digest_key
+from promptstore.serving.api_keys import ApiKey, digest_key
 from promptstore.serving.options import ServerOptions
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.served import ANSWER, ENTAILMENT, SENTIMENT, TOPIC, live_server, new_store, publish_random

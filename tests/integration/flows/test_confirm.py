@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from promptstore.lm.frozen import FrozenModel
-from promptstore.serving.access import ApiKey, digest_key
+from promptstore.serving.api_keys import ApiKey, digest_key
 from promptstore.serving.loaded import LoadedPrompt
 from promptstore.store.prompt_store import PromptStore, PulledPrompt
 from promptstore.testing.flow_runner import FlowRunner

@@ -1,22 +1,25 @@
 """The S3 driver before a real server that answers badly, late or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
 
 from promptstore.errors import CommitOutcomeUnknownError, NotFoundError, StoreUnavailableError, UnsupportedStoreError
-from promptstore.objects.s3 import S3ObjectStore, S3Options
+from promptstore.objects.s3 import BROKEN_READ_ATTEMPTS, PLAIN_ATTEMPTS, S3ObjectStore, S3Options
 from promptstore.testing.fault_proxy import (
     ArriveLate,
     Corrupt,
+    FallSilent,
     FaultProxy,
+    Hang,
     HttpFault,
     LoseAnswer,
     ProxiedRequest,
     Refuse,
     Slow,
     Truncate,
+    behave,
     fault_proxy,
     once,
 )
@@ -145,3 +148,45 @@ def test_a_flipped_bit_is_given_as_it_came_for_the_reader_to_find(store: S3Objec
     store.put("a/1", b"0123456789")
     proxy.script = once(Corrupt(), _anything)
     assert store.get("a/1") == b"0123446789"
+
+
+@pytest.fixture
+def hasty(seaweedfs: S3Server, proxy: FaultProxy) -> S3ObjectStore:
+    return S3ObjectStore(seaweedfs.bucket, f"faults/{uuid4().hex}", S3Options(endpoint=proxy.endpoint, timeout_s=0.3))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda store: store.get("a/1"),
+        lambda store: list(store.list("a/")),
+        lambda store: store.put("a/1", b"two"),
+        lambda store: store.delete("a/1"),
+    ],
+    ids=["get", "list", "put", "delete"],
+)
+def test_a_server_that_never_answers_has_the_attempts_of_one_call(
+    hasty: S3ObjectStore, proxy: FaultProxy, ask: Callable[[S3ObjectStore], object]
+) -> None:
+    hasty.put("a/1", b"one")
+    before = len(proxy.requests)
+    proxy.script = lambda _: Hang()
+    with pytest.raises(StoreUnavailableError, match=r"did not answer within 0\.3 s"):
+        ask(hasty)
+    assert len(proxy.requests) - before == PLAIN_ATTEMPTS
+    proxy.script = behave
+    assert hasty.get("a/1") == b"one"
+
+
+def test_a_read_that_falls_silent_is_read_again_and_in_the_end_given_up(
+    hasty: S3ObjectStore, proxy: FaultProxy
+) -> None:
+    hasty.put("a/1", b"0123456789" * 1000)
+    proxy.script = once(FallSilent(), _anything)
+    assert hasty.get("a/1") == b"0123456789" * 1000
+    assert [info.key for info in hasty.list("a/")] == ["a/1"]
+    before = len(proxy.requests)
+    proxy.script = lambda _: FallSilent()
+    with pytest.raises(StoreUnavailableError, match="a/1"):
+        hasty.get("a/1")
+    assert len(proxy.requests) - before == BROKEN_READ_ATTEMPTS

@@ -1,6 +1,5 @@
 """Scoring a file: in order, by one version, resumed wherever it was cut, in this process or through a server."""
 
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pytest
 
 from promptstore.batch.answers import Answer, Answers, ScoredVersion
 from promptstore.batch.local_answers import LocalAnswers
-from promptstore.batch.open import run_score_job, shown_bar
+from promptstore.batch.open import run_score_job
 from promptstore.batch.score import ScoreRequest, ScoreSummary, score
 from promptstore.batch.score_file import score_file
 from promptstore.batch.served_answers import ServedAnswers
@@ -300,16 +299,3 @@ def test_a_job_with_a_url_needs_the_server_alone(
     nothing = load_settings(store=str(tmp_path / "no-store"), model="no-model")
     summary = run_score_job(ask(), settings=nothing, url=live.url)
     assert (summary.version, summary.rows) == ("sentiment:1", len(ROWS))
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(("stream", "is_shown"), [(Terminal(), True), (io.StringIO(), False)])
-def test_a_bar_is_shown_on_a_terminal_alone(stream: io.StringIO, is_shown: bool) -> None:
-    with shown_bar(stream) as on_progress:
-        on_progress(3, 7)
-    assert ("3/7" in stream.getvalue()) == is_shown
-    assert bool(stream.getvalue()) == is_shown

@@ -1,13 +1,18 @@
 import asyncio
 import json
+import re
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from promptstore.client import AsyncClient, Client, Retries
+from promptstore.client import AsyncClient, Client, Completion, Retries
 from promptstore.client.attempts import Attempts
+from promptstore.client.streams import Streamed
 from promptstore.errors import (
+    CorruptError,
     IncompatibleModelError,
     InvalidInputError,
     NotFoundError,
@@ -16,7 +21,7 @@ from promptstore.errors import (
     PromptStoreError,
     RefusedError,
 )
-from promptstore.serving.access import ApiKey, digest_key
+from promptstore.serving.api_keys import ApiKey, digest_key
 from promptstore.testing.served import LiveServer, live_server, store_of
 from promptstore.testing.tiny_models import tiny_llama
 
@@ -90,6 +95,73 @@ def test_a_stream_gives_the_pieces_of_the_completion(client: Client) -> None:
     assert "".join(pieces) == whole.text
     assert len(pieces) > 1
     assert whole.reason == "length"
+
+
+def _whole(text: str, stream: Streamed) -> Completion:
+    """What a stream that has ended told, as the completion that it was."""
+    assert stream.reason is not None
+    named = {name: getattr(stream, name) for name in ("task", "version", "digest", "alias", "is_truncated")}
+    return Completion(text, stream.reason, **named)
+
+
+@pytest.mark.parametrize("ref", ["answer", "answer:1", "sentiment"])
+@pytest.mark.parametrize("given", ["who ?", "who ? " * 2000])
+def test_a_stream_tells_what_writes_it_from_its_first_piece_on_and_why_it_ended_at_the_end(
+    client: Client, server: LiveServer, ref: str, given: str
+) -> None:
+    whole = client.complete(ref, given, max_tokens=6)
+    stream = client.stream(ref, given, max_tokens=6)
+    assert stream.reason is None
+    with pytest.raises(AttributeError, match="from the first piece on"):
+        _ = stream.version
+    first = next(stream)
+    assert (f"{stream.task}:{stream.version}", stream.digest) == (f"{whole.task}:1", whole.digest)
+    assert stream.alias == whole.alias == (None if ref == "answer:1" else "production")
+    assert _whole(first + "".join(stream), stream) == whole
+
+    async def ask() -> Completion:
+        async with AsyncClient(server.url, api_key="secret") as other:
+            stream = other.stream(ref, given, max_tokens=6)
+            with pytest.raises(AttributeError, match="from the first piece on"):
+                _ = stream.version
+            first = await anext(stream)
+            assert (stream.version, stream.digest) == (1, whole.digest)
+            return _whole(first + "".join([piece async for piece in stream]), stream)
+
+    assert asyncio.run(ask()) == whole
+
+
+def test_a_stream_of_a_longer_answer_has_no_reason_before_its_end_and_can_be_left(
+    client: Client, server: LiveServer
+) -> None:
+    async def leave() -> None:
+        async with AsyncClient(server.url, api_key="secret") as other:
+            stream = other.stream("answer", "who ?", max_tokens=400)
+            assert await anext(stream)
+            assert stream.reason is None
+            await stream.aclose()
+            assert [piece async for piece in stream] == []
+
+    stream = client.stream("answer", "who ?", max_tokens=400)
+    assert next(stream)
+    assert stream.reason is None
+    stream.close()
+    assert list(stream) == []
+    asyncio.run(leave())
+    deadline = time.monotonic() + 20
+    while server.context.scheduler.running:
+        assert time.monotonic() < deadline, "the server still writes"
+        time.sleep(0.01)
+
+
+def test_the_example_of_the_page_on_serving_runs(server: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[3] / "infra" / "docs" / "serving.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    given = code.replace('"http://127.0.0.1:8080"', f'"{server.url}", api_key="secret"')
+    assert given != code
+    exec(compile(given, str(page), "exec"), {})
+    said = capsys.readouterr().out
+    assert len(re.findall(r" (sentiment|answer):1 sha256:[0-9a-f]{64} production$", said, flags=re.MULTILINE)) == 2
 
 
 @pytest.mark.parametrize("ref", ["answer", "sentiment"])
@@ -226,11 +298,33 @@ def _busy(retry_after: str) -> httpx.Response:
     return answer
 
 
+def _event(text: str, **changed: object) -> str:
+    about = {"task": "t", "version": 1, "digest": "sha256:00", "alias": None, "is_truncated": False}
+    choice = {"text": text, "finish_reason": None}
+    return f"data: {json.dumps({'choices': [choice], 'promptstore': about, **changed})}\n\n"
+
+
 @pytest.mark.parametrize("end", ['data: {"error": {"message": "gone"}}\n\n', ""])
 def test_a_stream_that_breaks_off_is_an_error_not_a_short_answer(end: str) -> None:
-    lines = 'data: {"choices": [{"text": "so far"}]}\n\n' + end
-    client, _ = _scripted(httpx.Response(200, text=lines))
+    client, _ = _scripted(httpx.Response(200, text=_event("so far") + end))
     stream = client.stream("t", "x")
     assert next(stream) == "so far"
     with pytest.raises(NotServingError, match="broke off"):
         next(stream)
+    assert (stream.version, stream.reason) == (1, None)
+    assert list(stream) == []
+
+
+@pytest.mark.parametrize("line", ["data: {", "data: 1\n\n", _event("x", promptstore={}), 'data: {"error": "gone"}'])
+def test_a_stream_of_another_kind_of_server_is_refused(line: str) -> None:
+    client, _ = _scripted(httpx.Response(200, text=line))
+    with pytest.raises(CorruptError, match="no piece of a completion"):
+        list(client.stream("t", "x"))
+
+
+def test_usage_in_a_stream_is_no_piece_of_its_text() -> None:
+    last = _event("", choices=[{"text": "", "finish_reason": "stop"}])
+    text = _event("all") + last + _event("", choices=[], usage={}) + "data: [DONE]\n\n"
+    client, _ = _scripted(httpx.Response(200, text=text))
+    stream = client.stream("t", "x")
+    assert (list(stream), stream.reason) == (["all"], "stop")
