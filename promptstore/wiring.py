@@ -47,9 +47,10 @@ def resume_prompt_store(settings: Settings, known: Known) -> PromptStore:
 
 
 def last_known(settings: Settings) -> LastKnown:
-    """Where this machine keeps what it last knew of the store at `settings.store_url`."""
+    """Where this machine keeps what it last knew of the store at `settings.store_url`, on the server that is meant."""
     trusted = TrustPolicy.load(settings.trusted_keys).keys if settings.trusted_keys else ()
-    return LastKnown(settings.state_dir / "last-known", settings.store_url, trusted)
+    place = [settings.store_url, settings.s3_endpoint or "", settings.s3_region or ""]
+    return LastKnown(settings.state_dir / "last-known", [*place, *sorted(trusted)])
 
 
 def open_store(url: str | None = None, *, create: bool = True) -> PromptStore:

@@ -18,6 +18,8 @@ from promptstore.serving.table import AliasKey, Refusal, Target
 
 # Behind an alias's name: what is on trial for it. No alias can be named so.
 TRIAL = "/trial"
+# Behind it, what stands in for what it points at.
+BEFORE = "/before"
 PULLS_AT_ONCE = 8
 # Damaged or missing bytes may be put right from a copy, under the same name.
 MENDED_AFTER_S = 60.0
@@ -48,27 +50,21 @@ class Arrivals:
         self._coming: dict[AliasKey, tuple[PromptVersion, Future[Made]]] = {}
 
     def collect(
-        self, wanted: Mapping[AliasKey, PromptVersion], *, within_s: float, is_first: bool = False
+        self, wanted: Mapping[AliasKey, PromptVersion], *, within_s: float | None, is_first: bool = False
     ) -> dict[AliasKey, Made]:
         """Those of `wanted` that are there, or refused; the rest stays on its way, unless the next call wants others.
 
-        within_s: how long to wait for what is new; nothing waits for what an earlier call waited for in vain.
-        is_first: wait for every pull, and not for the device.
+        within_s: how long to wait for what is new, `None` for as long as it takes; nothing waits for what an earlier
+            call waited for in vain.
+        is_first: the device is not waited for.
         """
         self._forget(key for key, (version, _) in self._coming.items() if not _is_same(wanted.get(key), version))
         new = [key for key in wanted if key not in self._coming]
         for key in new:
             self._coming[key] = wanted[key], self._begin(key, wanted[key], waits_for_device=not is_first)
-        wait([self._coming[key][1] for key in new], timeout=None if is_first else within_s)
+        wait([self._coming[key][1] for key in new], timeout=within_s)
         come = [key for key, (_, arrival) in self._coming.items() if arrival.done()]
         return {key: self._coming.pop(key)[1].result() for key in come}
-
-    def bring(self, key: AliasKey, version: PromptVersion) -> Made:
-        """One version at once, before it is on the device; blocks for the pull."""
-        made = self._make(key, version)
-        if isinstance(made, Target):
-            self._prepare(made.prompt.digest)
-        return made
 
     def close(self) -> None:
         self._pulling.close(within_s=CLOSE_WITHIN_S)
@@ -101,7 +97,7 @@ class Arrivals:
             return Refusal(version, error)
         except Exception as error:  # noqa: BLE001 - one version must not keep the others from being followed
             return Refusal(version, error, retry_at=self._clock())
-        return Target(version, key[1].removesuffix(TRIAL), prompt)
+        return Target(version, key[1].partition("/")[0], prompt)
 
     def _prepared(self, target: Target, done: Future[object]) -> Made:
         """`target`, now that it is on the device; or why it cannot be put there."""

@@ -22,7 +22,8 @@ from promptstore.errors import (
     UntrustedError,
 )
 from promptstore.runtime.bank import PromptBank
-from promptstore.serving.arrivals import CLOSE_WITHIN_S, TRIAL, Arrivals
+from promptstore.serving.arrivals import CLOSE_WITHIN_S, TRIAL, Arrivals, Made
+from promptstore.serving.earlier import LOOK_BACK, Earlier
 from promptstore.serving.loaded import LoadedPrompt
 from promptstore.serving.store_threads import StoreThreads
 from promptstore.serving.table import AliasKey, AliasTable, Awaited, Refusal, Target
@@ -33,8 +34,6 @@ from promptstore.store.rollout import Rollout, active_rollouts
 logger = logging.getLogger(__name__)
 # What is ready by then switches together; the rest, when it is ready.
 READY_WITHIN_S = 2.0
-# How many earlier versions of an alias a server that comes late tries.
-LOOK_BACK = 2
 
 
 class FollowedStore(Protocol):
@@ -102,6 +101,7 @@ class Follower:
         self._arrivals = Arrivals(bank, self.pull, prepare, clock)
         self._prefetching = StoreThreads(1, "prefetch")
         self._held: dict[AliasKey, Target] = {}
+        self._earlier = Earlier()
         self.table = AliasTable(store.state)
         self.status = status or FollowStatus(clock())
 
@@ -163,7 +163,9 @@ class Follower:
     @property
     def _has_unfinished(self) -> bool:
         table = self.table
-        return bool(table.awaited) or any(each.retry_at <= self._clock() for each in table.refused.values())
+        return bool(table.awaited or self._earlier.wanted) or any(
+            each.retry_at <= self._clock() for each in table.refused.values()
+        )
 
     def _follow(self) -> None:
         while not self._stopped.wait(self._poll_s):
@@ -183,18 +185,15 @@ class Follower:
         rollouts = {(task, alias + TRIAL): found for (task, alias), found in active_rollouts(state).items()}
         wanted = dict(self._wanted(state, rollouts))
         moved = {key: version for key, version in wanted.items() if not self._is_settled(key, version)}
-        made = self._arrivals.collect(moved, within_s=self._ready_within_s, is_first=is_first)
-        late = [
-            key for key, each in made.items() if isinstance(each, Refusal) and key not in held and key not in rollouts
-        ]
-        fallen = {key: target for key in late if (target := self._before(state, key)) is not None}
+        self._earlier.keep(wanted.keys() - held.keys() - rollouts.keys())
+        made, fallen = self._bring(state, moved, rollouts, is_first=is_first)
         self._held = {
             **{key: target for key, target in held.items() if key in wanted},
             **{key: target for key, target in made.items() if isinstance(target, Target)},
             **fallen,
         }
         refused = {
-            key: refusal
+            key: replace(refusal, is_foreign=_is_foreign(refusal, self._held.get(key)))
             for key, refusal in old.refused.items()
             if key not in made and key in wanted and refusal.version.digest == wanted[key].digest
         } | {
@@ -210,20 +209,35 @@ class Follower:
                 self._bank.release(target.prompt.digest, pin=True)
         for key in moved:
             self._report(key, held.get(key) or fallen.get(key), made.get(key), old)
+        for (task, alias), target in fallen.items():
+            if (task, alias) not in moved:
+                logger.warning("%s@%s: %s answers meanwhile", task, alias, target.version)
         self._prefetch(old.state, state, {task for task, _ in targets})
 
-    def _before(self, state: StoreState, key: AliasKey) -> Target | None:
-        """What an alias meant before, pinned, for a server that comes when it points at what cannot be served: what the
-        servers that were there before go on with."""
-        name, alias = key
-        task = state.tasks[name]
-        numbers = dict.fromkeys(move.after for move in reversed(task.moves) if move.alias == alias)
-        earlier = [number for number in numbers if number is not None and number != task.aliases[alias]]
-        for number in earlier[:LOOK_BACK]:
-            made = self._arrivals.bring(key, task.version(number))
-            if isinstance(made, Target):
-                return made
-        return None
+    def _bring(
+        self,
+        state: StoreState,
+        moved: Mapping[AliasKey, PromptVersion],
+        rollouts: Mapping[AliasKey, Rollout],
+        *,
+        is_first: bool,
+    ) -> tuple[dict[AliasKey, Made], dict[AliasKey, Target]]:
+        """What came of `moved`, and what stands in for what was refused, as far as it is there in time."""
+        # While the store is away only what is in the local cache will come.
+        waits_for_all = is_first and self.status.problem is None
+        within_s = None if waits_for_all else self._ready_within_s
+        made: dict[AliasKey, Made] = {}
+        fallen: dict[AliasKey, Target] = {}
+        for _ in range(1 + LOOK_BACK):
+            wanted = {key: version for key, version in moved.items() if key not in made} | self._earlier.wanted
+            come = self._arrivals.collect(wanted, within_s=within_s, is_first=is_first)
+            fallen |= self._earlier.take(come)
+            settled = {key: each for key, each in come.items() if key in moved}
+            made |= settled
+            for key, each in settled.items():
+                if isinstance(each, Refusal) and key not in self._held and key not in rollouts:
+                    self._earlier.begin(key, state)
+        return made, fallen
 
     def _trials(self, rollouts: Mapping[AliasKey, Rollout]) -> dict[AliasKey, tuple[Trial, Target]]:
         """A trial per rollout whose version can be served; one that goes on keeps its tallies."""

@@ -14,8 +14,9 @@ from promptstore.errors import CorruptError
 from promptstore.store.checkpoints import decode_checkpoint, encode_checkpoint
 from promptstore.store.files import write_atomically
 
-# A save is due when the last one is that many times its own duration ago: large states are kept less often.
-_REST = 100.0
+# A save is due when the last one is that many times its own duration ago: large states are kept less often, and a
+# promotion that comes during a save, and is seen later for it, is one of as many.
+_REST = 300.0
 _log = logging.getLogger(__name__)
 
 
@@ -34,13 +35,12 @@ class LastKnown:
 
     The file's time is when the store was last seen to be so. Many processes may share the folder.
 
-    trusted: ids of the keys whose commits count; what was known under others is not taken. clock: monotonic seconds.
+    identity: what it must have been known by to be taken: the store's place, and whose commits count. clock: monotonic
+    seconds.
     """
 
-    def __init__(
-        self, folder: Path, url: str, trusted: Iterable[str] = (), *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        name = hashlib.sha256("\n".join([url, *sorted(trusted)]).encode()).hexdigest()[:32]
+    def __init__(self, folder: Path, identity: Iterable[str], *, clock: Callable[[], float] = time.monotonic) -> None:
+        name = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
         self._path = folder / name
         self._clock = clock
         self._saved: StoreState | None = None

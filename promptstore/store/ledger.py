@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from threading import Lock
 from typing import TypedDict, Unpack
 
@@ -126,16 +127,11 @@ class Ledger:
             NotFoundError: there is no store at that place.
             CorruptError: its log is damaged. UntrustedError: its log is not what `trust` and `memory` demand.
         """
-        trust, memory = options.get("trust"), options.get("memory")
+        trust = options.get("trust")
         accept: Accept = trust.require if trust else accept_all
         header = read_header(objects)
-        seen = None if memory is None else memory.look(objects.url, header.id)
-        state = load_checkpoint(objects, header, accept)
-        for later, _ in follow(objects, state, accept):
-            state = later
-        if memory is not None and seen is not None:
-            memory.check(objects.url, state, seen, lambda number: _digest_at(objects, header, number))
-            memory.save(objects.url, state)
+        start = partial(load_checkpoint, objects, header, accept)
+        state = _end_of_log(objects, header, start, accept, options.get("memory"))
         return cls(objects, header, state, actor=actor, **options)
 
     @classmethod
@@ -150,7 +146,7 @@ class Ledger:
     ) -> "Ledger":
         """The ledger of a store that cannot be reached, from what was last known of it; asks nobody.
 
-        The first `refresh` that reaches the store makes sure that `state` is of its log.
+        The first `refresh` that reaches the store makes sure that `state` is of its log, and that `memory` agrees.
         """
         ledger = cls(objects, header, state, actor=actor, **options)
         ledger._is_proved = False
@@ -310,7 +306,7 @@ class Ledger:
         raise StoreUnavailableError(f"commit {commit.number} was not made: {last}") from last
 
     def _prove(self) -> None:
-        """Make sure, once, that the state this ledger was resumed from is of the log that is there."""
+        """Make sure, once, that the state this ledger was resumed from is of the log that is there, and follow that."""
         if self._is_proved:
             return
         state, found = self._state, None
@@ -324,6 +320,7 @@ class Ledger:
                 f"{self.header.id}: it was replaced, rolled back or forked. If that was meant, start again: that "
                 "says what to delete"
             )
+        self._advance(_end_of_log(self.objects, header, lambda: state, self._accept, self._memory))
         self._is_proved = True
 
     def _find(self, number: int) -> Commit | None:
@@ -349,6 +346,24 @@ class Ledger:
                 if self._memory is not None:
                     self._memory.save(self.objects.url, state)
         return state
+
+
+def _end_of_log(
+    objects: ObjectStore,
+    header: StoreHeader,
+    start: Callable[[], StoreState],
+    accept: Accept,
+    memory: HeadMemory | None,
+) -> StoreState:
+    """The state at the end of the log, followed from what `start` gives; refused if `memory` saw it go on otherwise."""
+    seen = None if memory is None else memory.look(objects.url, header.id)
+    state = start()
+    for later, _ in follow(objects, state, accept):
+        state = later
+    if memory is not None and seen is not None:
+        memory.check(objects.url, state, seen, lambda number: _digest_at(objects, header, number))
+        memory.save(objects.url, state)
+    return state
 
 
 def _digest_at(objects: ObjectStore, header: StoreHeader, number: int) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event
 
 import httpx
 import pytest
@@ -11,9 +12,10 @@ from promptstore.serving.options import ServerOptions
 from promptstore.store.blobs import place_of
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.scripted_objects import Call, Fault, ScriptedObjects
-from promptstore.testing.served import SENTIMENT, live_server, new_store, publish_random
+from promptstore.testing.served import SENTIMENT, TOPIC, live_server, new_store, publish_random
 from promptstore.testing.tiny_models import tiny_llama
 from tests.unit.serving.test_following import NEVER_S, Clock, World, followed
+from tests.unit.serving.test_rollout import wait_for
 
 
 @pytest.fixture
@@ -87,3 +89,55 @@ def test_a_server_of_another_model_or_of_an_empty_store_is_ready(world: World, m
     with _latecomer(world, tiny_llama(seed=9), lambda _: None) as foreign:
         assert foreign.client.get("/readyz").json()["status"] == "ready"
         assert foreign.status("sentiment") == (409, "incompatible_model")
+
+
+def test_earlier_versions_that_come_slowly_hold_up_no_promotion(model: FrozenModel, world: World) -> None:
+    with _latecomer(world, model, lambda _: None) as late:
+        slow = [publish_random(world.writer, model, TOPIC, seed=seed) for seed in range(3)]
+        keys = {str(place_of(world.writer.state, "manifest", each.digest)) for each in slow[:2]}
+        damaged = str(place_of(world.writer.state, "payload", slow[2].payload))
+        let_go = Event()
+
+        def script(call: Call) -> Fault | None:
+            if call.key in keys:
+                let_go.wait(60)
+            return Fault.CORRUPT if call.key == damaged else None
+
+        late.faults.script = script
+        publish_random(world.writer, model, SENTIMENT, seed=4)
+        late.poll()
+        assert (late.version(), late.status("topic")) == ("sentiment:2", (503, "not_serving"))
+        publish_random(world.writer, model, SENTIMENT, seed=5)
+        late.poll()
+        assert late.version() == "sentiment:3"
+        let_go.set()
+
+        def has_come() -> bool:
+            late.poll()
+            return late.status("topic")[0] == 200
+
+        wait_for(has_come)
+        assert late.version("topic") == "topic:2"
+        (refused,) = late.client.get("/readyz").json()["refused"]
+        assert (refused["task"], refused["version"]) == ("topic", 3)
+
+
+def test_an_alias_without_a_version_that_can_be_served_is_not_asked_for_over_and_over(
+    world: World, model: FrozenModel
+) -> None:
+    versions = [publish_random(world.writer, model, SENTIMENT, seed=seed) for seed in (2, 3, 4)]
+    first = world.writer.resolve("sentiment:1")
+    keys = {str(place_of(world.writer.state, "payload", each.payload)) for each in (first, *versions)}
+    with _latecomer(world, model, lambda call: Fault.CORRUPT if call.key in keys else None) as late:
+        read = [call.key for call in late.faults.calls if call.key in keys]
+        assert len(set(read)) == 3  # what it points at, and the two before
+        for _ in range(5):
+            late.poll()
+        assert [call.key for call in late.faults.calls if call.key in keys] == read
+        late.clock.now += 61.0
+        late.poll()
+        assert len([call for call in late.faults.calls if call.key in keys]) == 2 * len(read)
+        late.faults.script = lambda _: None
+        late.clock.now += 61.0
+        late.poll()
+        assert late.version() == "sentiment:4"
