@@ -91,7 +91,10 @@ class Settings(BaseSettings):
         default="", description="servers, URLs separated by commas: a promotion that one of them refuses is taken back"
     )
     confirm_timeout_s: float = Field(default=30.0, gt=0, description="how long those servers have to follow")
-    api_key: SecretStr | None = None
+    api_key: SecretStr | None = Field(
+        default=None,
+        description="what commands and flows show to servers; a server without --api-keys asks its callers for it",
+    )
     vllm_api_key: SecretStr | None = Field(default=None, description="what `serve --engine vllm` shows to vLLM")
     webhook_secret: SecretStr | None = Field(
         default=None, description="whsec_…, signs what `promptstore outbox run` posts; several while one is replaced"

@@ -1,10 +1,13 @@
-"""How far scoring is, on standard error: a bar on a terminal, and a plain line now and then where logs are kept."""
+"""How far scoring is, on standard error: a bar on a terminal, and a plain line now and then where logs are kept.
 
+No run ends because nobody can read it."""
+
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 from promptstore.batch.score import OnProgress
 
@@ -16,12 +19,13 @@ def shown_progress(
     stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[OnProgress]:
     """Progress on `stream` (standard error) while the context is open. clock: monotonic seconds."""
-    stream = stream or sys.stderr
-    if stream.isatty():
-        with _bar(stream) as on_progress:
+    own = stream or sys.stderr or io.StringIO()  # `2>&-` leaves none
+    shown = cast("TextIO", _Unfailing(own))
+    if not own.closed and own.isatty():
+        with _bar(shown) as on_progress:
             yield on_progress
         return
-    lines = ProgressLines(stream, clock)
+    lines = ProgressLines(shown, clock)
     try:
         yield lines
     finally:
@@ -53,6 +57,31 @@ class ProgressLines:
         self._stream.write(self._line)
         self._stream.flush()
         self._line = ""
+
+
+class _Unfailing:
+    """A stream that is left alone from the first time on that it cannot be written to."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        try:
+            if not self._is_lost:
+                write()
+        except (OSError, ValueError):  # its reader has gone, or the disk is full; it was closed
+            self._is_lost = True
 
 
 def _speed(rows: int, seconds: float) -> str:

@@ -61,8 +61,11 @@ def status(
     """Show every version on trial; with --server, what that replica counted of it so far."""
     if server is not None:
         from promptstore.client import Client
+        from promptstore.settings import load_settings
 
-        with Client(server) as client:
+        settings = load_settings()
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        with Client(server, api_key=key) as client:
             emit(client.trials(), as_json=as_json)
         return
     from promptstore.store.rollout import active_rollouts

@@ -12,21 +12,22 @@ ANONYMOUS = ApiKey("anonymous", "", frozenset(SCOPES))
 
 
 class Access:
-    """Decides for each request, on one event loop. keys: empty lets everybody in, with every scope.
+    """Decides for each request, on one event loop.
 
-    changed: asked for each request; new keys, or `None` if they are as before. anonymous_per_minute: bound per client
-    address where there are no keys. clock: monotonic seconds.
+    keys: all that are let in, so an empty list lets in nobody; `None` asks for no key and lets everybody in, with every
+    scope. changed: asked for each request; new keys, or `None` if they are as before. anonymous_per_minute: bound per
+    client address where no key is asked for. clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        keys: Iterable[ApiKey] = (),
+        keys: Iterable[ApiKey] | None = None,
         *,
         changed: Callable[[], Iterable[ApiKey] | None] = lambda: None,
         anonymous_per_minute: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keys = {key.sha256: key for key in keys}
+        self._keys = None if keys is None else _by_digest(keys)
         self._changed = changed
         self._anonymous_per_minute = anonymous_per_minute
         self._clock = clock
@@ -34,7 +35,7 @@ class Access:
 
     @property
     def asks_for_keys(self) -> bool:
-        return bool(self._keys)
+        return self._keys is not None
 
     def admit(self, authorization: str | None, client: str, scope: Scope) -> ApiKey:
         """The caller's key.
@@ -49,7 +50,7 @@ class Access:
             )
         if scope not in key.scopes:
             raise RequestRefusedError(403, "missing_scope", f"key {key.name!r} lacks the scope {scope!r}")
-        per_minute = key.requests_per_minute if self._keys else self._anonymous_per_minute
+        per_minute = key.requests_per_minute if self.asks_for_keys else self._anonymous_per_minute
         caller = key.sha256 or client
         if per_minute is not None and not self._take_token(caller, per_minute):
             raise RequestRefusedError(429, "rate_limited", f"more than {per_minute} requests in a minute; slow down")
@@ -61,8 +62,8 @@ class Access:
 
     def _identify(self, authorization: str | None) -> ApiKey | None:
         if (keys := self._changed()) is not None:
-            self._keys = {key.sha256: key for key in keys}
-        if not self._keys:
+            self._keys = _by_digest(keys)
+        if self._keys is None:
             return ANONYMOUS
         kind, _, value = (authorization or "").partition(" ")
         return self._keys.get(digest_key(value.strip())) if kind.lower() == "bearer" else None
@@ -77,3 +78,7 @@ class Access:
         while len(self._buckets) > _CALLERS_REMEMBERED:
             self._buckets.popitem(last=False)
         return is_allowed
+
+
+def _by_digest(keys: Iterable[ApiKey]) -> dict[str, ApiKey]:
+    return {key.sha256: key for key in keys}

@@ -1,7 +1,7 @@
 """What became of each input: told to the metrics, and to the trial that its version takes part in."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from promptstore.errors import CorruptError, PromptStoreError
@@ -21,29 +21,47 @@ class Accounts:
     resolver: Resolver
 
     @contextmanager
-    def refusing(self, targets: Sequence[Target], inputs: int = 1) -> Iterator[None]:
-        """Counts a refusal for each input of each target: a request is answered whole, or not at all."""
+    def taking(self, targets: Sequence[Target], inputs: int = 1) -> Iterator[None]:
+        """Counts each input of each target if its request goes no further."""
         try:
             yield
-        except PromptStoreError:
+        except BaseException as error:
             for target in targets:
-                self._count(target, "refused", inputs)
+                self._count(target, _outcome(error), inputs)
             raise
 
     @contextmanager
-    def answering(self, target: Target) -> Iterator[None]:
-        """Counts what becomes of one input that was taken."""
-        outcome = "cancelled"
+    def taken(self, targets: Sequence[Target]) -> Iterator[Callable[[int], AbstractContextManager[None]]]:
+        """Counts what becomes of the inputs of one request, a target each, that are queued.
+
+        Gives what to wait in for the answer to the input of a number. When the context ends, those without one are
+        counted as refused if another was, for the request was then; as failed if another of their version did; and
+        as cancelled otherwise.
+        """
+        found: dict[int, str] = {}
+
+        def note(number: int, outcome: str) -> None:
+            found[number] = outcome
+            self._count(targets[number], outcome)
+
+        @contextmanager
+        def answering(number: int) -> Iterator[None]:
+            try:
+                yield
+            except Exception as error:
+                note(number, _outcome(error))
+                self._tell_trial(targets[number], error=error)
+                raise
+            note(number, "ok")
+
         try:
-            yield
-            outcome = "ok"
-        except Exception as error:
-            is_refused = isinstance(error, PromptStoreError) and not isinstance(error, CorruptError)
-            outcome = "refused" if is_refused else "failed"
-            self._tell_trial(target, error=error)
-            raise
+            yield answering
         finally:
-            self._count(target, outcome)
+            is_refused = "refused" in found.values()
+            failed = {targets[number].version.digest for number, outcome in found.items() if outcome == "failed"}
+            for number in set(range(len(targets))) - set(found):
+                has_failed = targets[number].version.digest in failed
+                note(number, "refused" if is_refused else "failed" if has_failed else "cancelled")
 
     def batched(self, target: Target, job: Job) -> None:
         """What the engine said about the job; another answerer may not say."""
@@ -72,3 +90,10 @@ class Accounts:
             is_on_trial = target.version.number == trial.rollout.number
             trial.note(is_on_trial=is_on_trial, seconds=seconds, error=error)
             self.judge.judge(trial)
+
+
+def _outcome(error: BaseException) -> str:
+    """Of an input, by what its request ended with."""
+    if not isinstance(error, Exception):
+        return "cancelled"
+    return "refused" if isinstance(error, PromptStoreError) and not isinstance(error, CorruptError) else "failed"

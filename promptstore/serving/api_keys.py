@@ -66,7 +66,8 @@ def key_table(key: ApiKey) -> str:
 
 
 def read_keys(path: Path) -> list[ApiKey]:
-    """The keys of a TOML file: `[[key]]` tables with name, sha256, scopes and, optionally, requests_per_minute.
+    """The keys of a TOML file: `[[key]]` tables with name, sha256, scopes and, optionally, requests_per_minute. A file
+    that says nothing holds none: it is what taking back the last key leaves.
 
     Raises:
         InvalidInputError: the file is missing or malformed; the message says where.
@@ -96,7 +97,7 @@ def add_key(path: Path, key: ApiKey) -> None:
         raise ConflictError(f"key file {path} is being changed by {lock.holder() or 'another process'}; repeat this")
     try:
         before = path.read_bytes() if path.exists() else b""
-        held = _keys_in(before, path) if before.strip() else []
+        held = _keys_in(before, path)
         if any(each.name == key.name for each in held):
             raise InvalidInputError(
                 f"key file {path} has a key {key.name!r} already; choose another name, or take that key back first by "
@@ -110,19 +111,16 @@ def add_key(path: Path, key: ApiKey) -> None:
 class KeyFile:
     """A key file that may change while it is in use, so that a key can be taken back without a restart.
 
-    always: keys that are not in the file. Raises as `read_keys` when it is made; later, a file that cannot be read
-    leaves the keys as they were, and the log says so.
+    Raises as `read_keys` when it is made; later, a file that cannot be read leaves the keys as they were, and the log
+    says so. One that can be read and holds no key leaves none.
     """
 
-    def __init__(
-        self, path: Path, always: Iterable[ApiKey] = (), *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
-        self._always = list(always)
         self._clock = clock
         self._mark = self._look()
         self._looked_at = clock()
-        self.keys = [*read_keys(path), *self._always]
+        self.keys = read_keys(path)
 
     def changed(self) -> list[ApiKey] | None:
         """All keys, if the file is another than at the last call; looks at it every five seconds at most."""
@@ -133,12 +131,18 @@ class KeyFile:
             return None
         self._mark = mark
         try:
-            self.keys = [*read_keys(self._path), *self._always]
+            self.keys = read_keys(self._path)
         except InvalidInputError as error:
             logger.warning("API keys stay as they were: %s", error)
             return None
         logger.info("API keys were read again: %d", len(self.keys))
+        self.warn_of_none()
         return self.keys
+
+    def warn_of_none(self) -> None:
+        """Says in the log that nobody may ask, if that is so."""
+        if not self.keys:
+            logger.warning("key file %s holds no key: nobody may ask until it does", self._path)
 
     def _look(self) -> tuple[int, int, int] | None:
         try:
@@ -150,12 +154,15 @@ class KeyFile:
 
 def _keys_in(data: bytes, path: Path) -> list[ApiKey]:
     try:
-        tables = tomllib.loads(data.decode()).get("key", [])
+        document = tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InvalidInputError(f"key file {path}: {error}") from error
-    if not isinstance(tables, list) or not tables:
+    tables = document.get("key", [])
+    # Another name, `[[keys]]`, is a slip: taken for a file without keys, it would turn everybody away.
+    if not isinstance(tables, list) or not set(document) <= {"key"}:
         raise InvalidInputError(
-            f"key file {path}: expected [[key]] tables with name, sha256 and scopes; `promptstore keys api` makes them"
+            f"key file {path}: expected [[key]] tables alone, with name, sha256 and scopes; "
+            "`promptstore keys api` makes them"
         )
     return [_key(table, f"key file {path}, key {number}") for number, table in enumerate(tables, start=1)]
 

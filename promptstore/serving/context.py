@@ -12,6 +12,7 @@ from promptstore.serving.access import Access
 from promptstore.serving.api_keys import Scope
 from promptstore.serving.bodies import TokenTexts
 from promptstore.serving.following import Follower
+from promptstore.serving.lifecycle import Lifecycle
 from promptstore.serving.loaded import LoadedPrompt
 from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.service import Service
@@ -20,13 +21,6 @@ from promptstore.serving.store_threads import StoreThreads
 CALLER_HEADER = "x-promptstore-caller"
 # Only says in the interface's description how a key is sent; `Access` reads it.
 _BEARER = Security(HTTPBearer(auto_error=False, description="An API key, where keys are in use."))
-
-
-@dataclass(slots=True)
-class Lifecycle:
-    """is_draining: the process was told to stop; it answers what it has and asks for no more."""
-
-    is_draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +38,11 @@ class ServerContext:
     access: Access
     decoding: str
     staleness_bound_s: float = 60.0
-    lifecycle: Lifecycle = field(default_factory=Lifecycle)
     looking: StoreThreads = field(default_factory=lambda: StoreThreads(1, "look"))
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        return self.service.resolver.lifecycle
 
     @property
     def token_texts(self) -> TokenTexts:

@@ -30,7 +30,8 @@ class ServerMetrics:
         )
         self.inputs = Counter(
             "promptstore_inputs",
-            "Inputs asked for, by task, version and outcome; refused with all others of its request.",
+            "Inputs asked for, by task, version and outcome; those of a request that a full queue turns away before it "
+            "is read are in promptstore_requests_refused alone.",
             ("task", "version", "outcome"),
             registry=self.registry,
         )
@@ -76,7 +77,7 @@ class ServerMetrics:
         )
         self.refused = Counter(
             "promptstore_requests_refused",
-            "Requests turned away before any work, by reason.",
+            "Requests turned away, by reason: before any work, or because they waited in vain.",
             ("reason",),
             registry=self.registry,
         )

@@ -19,8 +19,8 @@ class ServerOptions:
     """tasks: the only ones served; empty serves all of the store's.
 
     poll_s: how often the store is asked for news. staleness_bound_s: older than this, the state is reported as stale.
-    api_keys: a TOML file, see `promptstore.serving.api_keys`; without it everybody may ask, on loopback only unless
-    `allow_anonymous`. anonymous_per_minute: bound on requests per client address then.
+    api_keys: a TOML file, see `promptstore.serving.api_keys`; without it, and without PROMPTSTORE_API_KEY, everybody
+    may ask, on loopback only unless `allow_anonymous`. anonymous_per_minute: bound on requests per client address then.
     drain_s: how long a stopping server takes to answer what it has. drain_delay_s: how long before that it still
     takes requests, so that load balancers notice.
     may_abort_rollouts: a rollout that breaks its bounds is aborted in the store; otherwise by this replica alone.

@@ -10,6 +10,7 @@ from promptstore.core.state import PromptVersion
 from promptstore.errors import IncompatibleModelError, NotFoundError, NotServingError
 from promptstore.runtime.bank import PromptBank
 from promptstore.serving.following import Follower
+from promptstore.serving.lifecycle import Lifecycle
 from promptstore.serving.loaded import LoadedPrompt
 from promptstore.serving.store_threads import StoreThreads
 from promptstore.serving.table import AliasTable, Target
@@ -27,6 +28,7 @@ class Resolver:
         self._bank = bank
         self._tasks = tasks
         self._pulls = StoreThreads(_PULLS, "pull")
+        self.lifecycle = Lifecycle()
 
     def close(self) -> None:
         """Begins no more pulls, once nothing is held."""
@@ -42,8 +44,8 @@ class Resolver:
         Raises:
             InvalidInputError: not a ref. NotFoundError: no such task, version or alias, or it is not served here.
             IncompatibleModelError: it is for another base model. CorruptError: its bytes are damaged.
-            NotServingError: the alias's first version cannot be served. StoreUnavailableError: it must be pulled
-                and the store cannot be reached.
+            NotServingError: the alias's first version cannot be served, or it must be pulled while the server drains
+                and the store does not answer. StoreUnavailableError: it must be pulled and the store cannot be reached.
         """
         ref = PromptRef.parse(text)
         table = self._follower.table
@@ -85,15 +87,15 @@ class Resolver:
         return Target(version, None, loaded)
 
     async def _hold_in_thread(self, ref: PromptRef, version: PromptVersion) -> LoadedPrompt:
-        """Pulling blocks, so a thread does it; a request that is cancelled meanwhile gives its hold back."""
+        """Pulling blocks, so a thread does it; a request that ends meanwhile gives its hold back."""
 
         def hold() -> LoadedPrompt:
             return self._bank.hold(version.digest, lambda: self._follower.pull(ref, version))
 
         work = asyncio.wrap_future(self._pulls.submit(hold))
         try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
+            return await self.lifecycle.stored(work)
+        except (asyncio.CancelledError, NotServingError):
             work.add_done_callback(_releasing(self._bank, version.digest))
             raise
 

@@ -71,7 +71,7 @@ async def complete(asked: CompletionRequest, context: Context, caller: Caller) -
 )
 async def chat(asked: ChatRequest, context: Context, caller: Caller) -> Response:
     """The same, as a chat of one user message."""
-    asked.check_supported(tools=asked.tools, response_format=asked.response_format)
+    asked.check_supported(tools=asked.tools, tool_choice=asked.tool_choice, response_format=asked.response_format)
     limit = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     request = _Asked(
         ref=asked.model,

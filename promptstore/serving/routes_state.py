@@ -67,11 +67,11 @@ async def metrics(context: Context) -> Response:
     "/admin/refresh",
     dependencies=[allow("admin")],
     response_model=None,
-    responses={**gives(State), **refusals(401, 403, 429)},
+    responses={**gives(State), **refusals(401, 403, 429, 503)},
 )
 async def refresh(context: Context) -> dict[str, Any]:
     """Looks at the store now, instead of at the next poll; answers once what moved is served, or awaited."""
-    await asyncio.wrap_future(context.looking.submit(context.follower.poll))
+    await context.lifecycle.stored(asyncio.wrap_future(context.looking.submit(context.follower.poll)))
     return store_body(context)
 
 

@@ -1,7 +1,7 @@
 """What requests may hold. OpenAI's names where OpenAI has them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -17,6 +17,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTEXT_CHARS = 20
 # Far more than any request needs, far less than what follows a value into its depth can bear: `repr`, say.
 _MOST_LEVELS = 100
+_SHOWN_CHARS = 100
+# Values that clients send where they could as well send none.
+_CHANGE_NOTHING: Mapping[str, Sequence[object]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+}
 
 
 class _Request(BaseModel):
@@ -98,7 +106,7 @@ class _GenerationRequest(_Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description="Keeps a caller with one version while another is on trial.")
-    n: int | None = None
+    n: int | None = Field(default=None, description="1, if anything.")
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
@@ -120,9 +128,8 @@ class _GenerationRequest(_Body):
             **others,
         }
         for name, value in given.items():
-            is_one = value == 1 and name in {"n", "best_of"}
-            if value and not is_one:
-                raise InvalidInputError(f"{name} is {value!r}; this server does not support it, leave it out")
+            if value and value not in _CHANGE_NOTHING.get(name, ()):
+                raise InvalidInputError(f"{name} is {_shown(value)}; this server does not support it, leave it out")
 
     def sampling_request(self, max_tokens: int | None, top_logprobs: int | None) -> SamplingRequest:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -134,6 +141,11 @@ class _GenerationRequest(_Body):
             seed=self.seed,
             top_logprobs=top_logprobs,
         )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 class CompletionRequest(_GenerationRequest):
@@ -170,4 +182,6 @@ class ChatRequest(_GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
+    tool_choice: str | dict[str, Any] | None = Field(default=None, description="`none` or `auto`, if anything.")
+    parallel_tool_calls: bool | None = Field(default=None, description="Taken and not looked at: there are no tools.")
+    response_format: dict[str, Any] | None = Field(default=None, description='`{"type": "text"}`, if anything.')

@@ -19,13 +19,14 @@ from promptstore.errors import StoreUnavailableError
 from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
 from promptstore.serving.access import Access
-from promptstore.serving.api_keys import ApiKey, KeyFile, digest_key
+from promptstore.serving.api_keys import SCOPES, ApiKey, KeyFile, digest_key
 from promptstore.serving.app import create_app
 from promptstore.serving.connections import patient_protocol
-from promptstore.serving.context import Lifecycle, ServerContext
+from promptstore.serving.context import ServerContext
 from promptstore.serving.engines import ServedEngine, open_engine
 from promptstore.serving.exporting import exporting_tracer
 from promptstore.serving.following import FollowedStore, Follower, FollowStatus
+from promptstore.serving.lifecycle import Lifecycle
 from promptstore.serving.loaded import LoadedPrompt, load_prompt
 from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.middleware import JsonFormatter
@@ -54,10 +55,10 @@ def run(settings: Settings, options: ServerOptions) -> None:
         StoreUnavailableError: it cannot be reached, and this machine has never served it before.
         OSError: the port is taken, or the address is not of this machine.
     """
+    _log_to_stderr()
     access = _access(settings, options)
     options.check(has_keys=access.asks_for_keys)
     listener = _listen(options.host, options.port)
-    _log_to_stderr()
     known = last_known(settings)
     store, status = _open_store(settings, known)
     engine = open_engine(settings, options)
@@ -226,14 +227,16 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _access(settings: Settings, options: ServerOptions) -> Access:
-    always = []
-    if settings.api_key is not None:
-        digest = digest_key(settings.api_key.get_secret_value())
-        always.append(ApiKey("PROMPTSTORE_API_KEY", digest, frozenset({"infer", "admin"})))
-    if options.api_keys is None:
-        return Access(always, anonymous_per_minute=options.anonymous_per_minute)
-    file = KeyFile(options.api_keys, always)
-    return Access(file.keys, changed=file.changed)
+    own = settings.api_key  # an empty one is none: it would let in whoever sends nothing
+    if options.api_keys is not None:
+        if own:
+            logger.warning("PROMPTSTORE_API_KEY lets nobody in here: with --api-keys, the file alone says who may ask")
+        file = KeyFile(options.api_keys)
+        file.warn_of_none()
+        return Access(file.keys, changed=file.changed)
+    if not own:
+        return Access(anonymous_per_minute=options.anonymous_per_minute)
+    return Access([ApiKey("PROMPTSTORE_API_KEY", digest_key(own.get_secret_value()), frozenset(SCOPES))])
 
 
 def _log_to_stderr() -> None:

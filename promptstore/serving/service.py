@@ -128,7 +128,7 @@ class Service:
 
     async def classify_under(self, targets: Sequence[tuple[str, Target]], inputs: Sequence[Input]) -> list[Classified]:
         """As `classify`, under versions that the caller resolved and holds."""
-        with self._accounts.refusing([target for _, target in targets], inputs=len(inputs)):
+        with self._accounts.taking([target for _, target in targets], inputs=len(inputs)):
             if len(targets) * len(inputs) > self.limits.texts:
                 raise InvalidInputError(
                     f"{len(inputs)} inputs for {len(targets)} tasks exceed {self.limits.texts} answers; send fewer"
@@ -157,20 +157,17 @@ class Service:
             for (_, _, target), each, delivery in zip(asked, encoded, deliveries, strict=True)
         ]
         started = time.monotonic()
-        self._submit(jobs, [target for _, _, target in asked])
         answers = []
-        try:
-            for (index, ref, target), each, delivery, job in zip(asked, encoded, deliveries, jobs, strict=True):
-                with self._accounts.answering(target):
+        with self._queued(jobs, [target for _, _, target in asked]) as answering:
+            for number, (index, ref, target) in enumerate(asked):
+                each, delivery = encoded[number], deliveries[number]
+                with answering(number):
                     scored = await delivery.scored()
-                self._accounts.batched(target, job)
+                self._accounts.batched(target, jobs[number])
                 self._accounts.answered(target, delivery.answer_s, read=len(each.ids))
                 probabilities = dict(zip(target.prompt.task.label_names, softmax(scored.logits), strict=True))
                 answers.append(Classified(index, ref, target, probabilities, len(each.ids), each.is_truncated))
             _add_waiting(span, started, jobs)
-        finally:
-            for job in jobs:
-                job.is_cancelled = True
         return answers
 
     @contextlib.contextmanager
@@ -188,22 +185,24 @@ class Service:
             for (encoded, sampling), delivery in zip(asked, deliveries, strict=True)
         ]
         started = time.monotonic()
-        self._submit(jobs, [target] * len(jobs))
-        try:
+        with self._queued(jobs, [target] * len(jobs)) as answering:
             yield [
-                self._pieces(target, encoded, job, delivery, started)
-                for (encoded, _), job, delivery in zip(asked, jobs, deliveries, strict=True)
+                self._pieces(target, encoded, jobs[number], deliveries[number], started, answering(number))
+                for number, (encoded, _) in enumerate(asked)
             ]
-        finally:
-            for job in jobs:
-                job.is_cancelled = True
 
     async def _pieces(
-        self, target: Target, encoded: Encoded, job: GenerateJob, delivery: Delivery, started: float
+        self,
+        target: Target,
+        encoded: Encoded,
+        job: GenerateJob,
+        delivery: Delivery,
+        started: float,
+        answering: contextlib.AbstractContextManager[None],
     ) -> AsyncGenerator[Piece]:
         count = 0
         text = ""
-        with self._accounts.answering(target), self.tracer.detached_span("generate") as span:
+        with answering, self.tracer.detached_span("generate") as span:
             span.set("version", str(target.version))
             async for event in delivery.events():
                 if isinstance(event, Generated):
@@ -233,7 +232,7 @@ class Service:
                 Others as `encode`.
         """
         encoded = await self.encode([(target, value) for value in inputs])
-        with self._accounts.refusing([target], inputs=len(inputs)):
+        with self._accounts.taking([target], inputs=len(inputs)):
             return [(each, self._checked_sampling(target, each, asked)) for each in encoded]
 
     def _checked_sampling(self, target: Target, encoded: Encoded, asked: SamplingRequest) -> Sampling:
@@ -260,7 +259,7 @@ class Service:
         keys = [(target.version.digest, _key(value)) for target, value in asked]
         is_long = sum(_chars(value) for _, value in asked) >= _LONG_TEXT_CHARS
         found: dict[tuple[str, object], Encoded] = {}
-        with self._accounts.refusing([target for target, _ in asked]), self._admitted(len(asked)):
+        with self._accounts.taking([target for target, _ in asked]), self._admitted(len(asked)):
             for key, (target, value) in zip(keys, asked, strict=True):
                 if key not in found:
                     found[key] = await self._encode_one(target, value, is_long=is_long)
@@ -281,9 +280,19 @@ class Service:
         may_be_cut = len(ids) >= encoder.max_input_tokens
         return Encoded(value, ids, may_be_cut and encoder.count_tokens(row) > encoder.max_input_tokens)
 
-    def _submit(self, jobs: Sequence[Job], targets: Sequence[Target]) -> None:
-        with self._accounts.refusing(targets):
+    @contextlib.contextmanager
+    def _queued(
+        self, jobs: Sequence[Job], targets: Sequence[Target]
+    ) -> Iterator[Callable[[int], contextlib.AbstractContextManager[None]]]:
+        """Queues the inputs of a request, and takes back what is left of them at the end. Gives what `taken` does."""
+        with self._accounts.taking(targets):
             self.scheduler.submit(jobs)
+        try:
+            with self._accounts.taken(targets) as answering:
+                yield answering
+        finally:
+            for job in jobs:
+                job.is_cancelled = True
 
     @contextlib.contextmanager
     def _admitted(self, count: int) -> Iterator[None]:

@@ -29,7 +29,11 @@ class StoreThreads:
         self._is_closed = False
 
     def submit(self, work: Callable[Given, Result], *given: Given.args, **named: Given.kwargs) -> Future[Result]:
-        """What `work` will give; cancelled already if the threads are closed."""
+        """What `work` will give; cancelled already if the threads are closed.
+
+        Raises:
+            RuntimeError: there is no thread for it, and none can be started now.
+        """
         future: Future[Result] = Future()
         with self._changed:
             if self._is_closed:
@@ -37,8 +41,7 @@ class StoreThreads:
                 return future
             self._waiting.append((future, partial(work, *given, **named)))
             if self._working < self._count:
-                self._working += 1
-                Thread(target=self._work, name=self._name, daemon=True).start()
+                self._begin()
         return future
 
     def close(self, *, within_s: float) -> bool:
@@ -48,6 +51,17 @@ class StoreThreads:
             while self._waiting:
                 self._waiting.popleft()[0].cancel()
             return self._changed.wait_for(lambda: not self._working, timeout=within_s)
+
+    def _begin(self) -> None:
+        """One more thread, for what came last; those that work get there too, only later."""
+        try:
+            Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError:
+            if not self._working:
+                self._waiting.pop()
+                raise
+        else:
+            self._working += 1
 
     def _work(self) -> None:
         while True:

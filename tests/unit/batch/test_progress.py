@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 
 import pytest
 
@@ -23,6 +24,29 @@ def test_a_bar_is_drawn_on_a_terminal_and_a_pipe_gets_a_plain_line(
     assert ("3/7" in said, "━" in said, "\x1b" in said) == (is_terminal,) * 3
     if not is_terminal:
         assert said == "score: 3 of 7 rows\n"
+
+
+@pytest.mark.parametrize("pair", [os.openpty, os.pipe])
+def test_a_reader_that_leaves_ends_no_run(monkeypatch: pytest.MonkeyPatch, pair: Callable[[], tuple[int, int]]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    reader, writer = pair()
+    stream = os.fdopen(writer, "w", encoding="utf-8")
+    with shown_progress(stream, clock=count(step=LINE_EVERY_S).__next__) as on_progress:
+        on_progress(1, 7)
+        os.close(reader)
+        for done in range(2, 8):
+            on_progress(done, 7)
+    with pytest.raises(OSError, match=r"Broken pipe|Input/output error"):  # what it was spared
+        os.write(stream.fileno(), b"\n")
+    with suppress(OSError):
+        stream.close()
+
+
+def test_a_stream_that_was_closed_ends_no_run() -> None:
+    stream = io.StringIO()
+    stream.close()
+    with shown_progress(stream) as on_progress:
+        on_progress(7, 7)
 
 
 def lines(*told: tuple[float, int], rows: int = 1000) -> list[str]:

@@ -96,10 +96,12 @@ def test_a_key_file_stays_its_owners(path: Path) -> None:
     assert (path.stat().st_uid, path.stat().st_gid) == (10001, 10002)
 
 
-def test_an_empty_key_file_takes_a_first_key(path: Path) -> None:
-    path.write_text("\n")
+@pytest.mark.parametrize("before", ["", "\n", "# ours", "# ours\n\n# and theirs\n"])
+def test_a_key_file_without_keys_takes_a_first_one(path: Path, before: str) -> None:
+    path.write_text(before)
     add(path, "first", "infer")
     assert [each.name for each in read_keys(path)] == ["first"]
+    assert path.read_text().startswith(before.strip())
 
 
 def test_a_linked_key_file_stays_linked(tmp_path: Path, path: Path) -> None:
@@ -130,6 +132,12 @@ def test_what_cannot_be_added_is_refused_and_the_file_stays(
     with pytest.raises(InvalidInputError, match=said):
         add(path, name, scope)
     assert path.read_bytes() == text.encode("latin-1")
+
+
+def test_an_empty_variable_is_no_key_that_a_server_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTSTORE_API_KEY", "")
+    with pytest.raises(InvalidInputError, match="no API keys are set"):
+        CliRunner().invoke(app, ["serve", "--host", "0.0.0.0", "--store", "memory://none"], catch_exceptions=False)
 
 
 def test_a_folder_is_no_key_file(tmp_path: Path) -> None:
@@ -167,3 +175,9 @@ def test_a_server_takes_the_key_for_its_scopes_until_it_is_taken_back(path: Path
         path.write_bytes(path.read_bytes()[len(before) :])
         now[0] += 5
         assert [status("/v1/classify", caller), status("/admin/refresh", operator)] == [401, 200]
+        path.write_text("# nobody, until it is known who had the key\n")
+        now[0] += 5
+        assert [status(route, operator) for route in ("/admin/refresh", "/v1/classify")] == [401, 401]
+        another = add(path, "another", "infer")
+        now[0] += 5
+        assert [status("/v1/classify", another), status("/admin/refresh", operator)] == [200, 401]

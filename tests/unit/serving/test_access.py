@@ -163,6 +163,13 @@ def test_a_key_has_a_bucket_of_its_own_that_refills() -> None:
     assert admitted("slow") is False
 
 
+def test_a_list_without_keys_lets_nobody_in() -> None:
+    access = Access([])
+    assert access.asks_for_keys
+    with pytest.raises(RequestRefusedError, match="a key known here"):
+        access.admit(None, "127.0.0.1", "infer")
+
+
 def test_strangers_are_bounded_by_address() -> None:
     access = Access(anonymous_per_minute=2, clock=lambda: 0.0)
     for _ in range(2):
@@ -184,7 +191,8 @@ def test_keys_are_read_from_a_file_that_holds_only_digests(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "expected"),
+        (f'[[keys]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["infer"]\n', r"\[\[key\]\] tables alone"),
+        ('key = "secret"\n', r"\[\[key\]\] tables alone"),
         ("[[key]\n", "keys.toml"),
         ('[[key]]\nname = "a"\n', "key 1"),
         (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["all"]\n', "scopes"),
@@ -200,7 +208,9 @@ def test_a_key_file_that_is_wrong_says_where(tmp_path: Path, text: str, says: st
         read_keys(path)
 
 
-def test_a_key_is_taken_back_and_another_given_without_a_restart(tmp_path: Path) -> None:
+def test_a_key_is_taken_back_and_another_given_without_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path, now = tmp_path / "keys.toml", [0.0]
 
     def write(*names: str) -> None:
@@ -208,24 +218,48 @@ def test_a_key_is_taken_back_and_another_given_without_a_restart(tmp_path: Path)
         path.write_text("".join(tables))
 
     def may_ask() -> list[str]:
-        return [each for each in ("old", "new", "always") if access.knows(f"Bearer {each}")]
+        return [each for each in ("old", "new") if access.knows(f"Bearer {each}")]
 
     write("old")
-    always = ApiKey("always", digest_key("always"), frozenset({"infer"}))
-    file = KeyFile(path, [always], clock=lambda: now[0])
+    file = KeyFile(path, clock=lambda: now[0])
     access = Access(file.keys, changed=file.changed)
-    assert may_ask() == ["old", "always"]
+    assert may_ask() == ["old"]
     write("new", "newer")
-    assert may_ask() == ["old", "always"]  # not looked at again yet
+    assert may_ask() == ["old"]  # not looked at again yet
     now[0] += 5
-    assert may_ask() == ["new", "always"]
+    assert may_ask() == ["new"]
     for damage in (lambda: path.write_text("[[key"), lambda: path.write_bytes(b"\xff"), path.unlink):
         damage()
         now[0] += 5
-        assert may_ask() == ["new", "always"]
+        assert may_ask() == ["new"]
+        assert "API keys stay as they were" in caplog.messages[-1]
     write("old")
     now[0] += 5
-    assert may_ask() == ["old", "always"]
+    assert may_ask() == ["old"]
+
+
+@pytest.mark.parametrize("rest", ["", "\n", "# nobody\n", "key = []\n"])
+def test_the_last_key_is_taken_back_without_a_restart_and_nobody_is_let_in(
+    tmp_path: Path, rest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, now = tmp_path / "keys.toml", [0.0]
+    table = f'[[key]]\nname = "only"\nsha256 = "{digest_key("only")}"\nscopes = ["infer"]\n'
+    path.write_text(table)
+    file = KeyFile(path, clock=lambda: now[0])
+    access = Access(file.keys, changed=file.changed)
+    assert access.knows("Bearer only")
+    path.write_text(rest)
+    now[0] += 5
+    assert access.asks_for_keys
+    for shown in ("Bearer only", "Bearer ", None):
+        assert not access.knows(shown)
+        with pytest.raises(RequestRefusedError) as refused:
+            access.admit(shown, "127.0.0.1", "infer")
+        assert refused.value.status == 401
+    assert caplog.messages == [f"key file {path} holds no key: nobody may ask until it does"]
+    path.write_text(table)
+    now[0] += 5
+    assert access.knows("Bearer only")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "server.example"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from openai import OpenAI, Stream
 from openai.types import Completion
-from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessageParam
 from openai.types.completion_choice import Logprobs
 
 from promptstore.core.ref import PromptRef
@@ -179,6 +179,69 @@ def test_what_would_change_the_answer_and_is_not_supported_is_refused(
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=says):
         api.completions.create(model="answer", prompt="x", **given)  # type: ignore[call-overload]
+
+
+HARMLESS = {
+    "n": 1,
+    "store": False,
+    "service_tier": "auto",
+    "stream_options": {"include_usage": False},
+    "presence_penalty": 0,
+    "frequency_penalty": 0.0,
+    "logit_bias": {},
+}
+HARMLESS_IN_A_CHAT = [
+    *({name: value} for name, value in HARMLESS.items()),
+    {"response_format": {"type": "text"}},
+    {"parallel_tool_calls": False},
+    {"parallel_tool_calls": True},
+    {"tools": []},
+    {"tool_choice": "none"},
+    {"tool_choice": "auto"},
+    {"logprobs": False},
+]
+
+
+def _chat(api: OpenAI, **given: object) -> ChatCompletion:
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "who ?"}]
+    answer = api.chat.completions.create(model="answer", messages=messages, max_tokens=3, **given)  # type: ignore[call-overload]
+    assert isinstance(answer, ChatCompletion)
+    return answer
+
+
+@pytest.mark.parametrize("given", HARMLESS_IN_A_CHAT, ids=str)
+def test_what_changes_nothing_may_be_said_and_changes_nothing(api: OpenAI, given: dict[str, object]) -> None:
+    assert _chat(api, **given).choices == _chat(api).choices
+
+
+def test_a_completion_may_say_what_changes_nothing(api: OpenAI) -> None:
+    given = {"extra_body": {**HARMLESS, "best_of": 1, "echo": False, "suffix": ""}}
+    plain = api.completions.create(model="answer", prompt="who ?", max_tokens=3)
+    answer = api.completions.create(model="answer", prompt="who ?", max_tokens=3, **given)  # type: ignore[call-overload]
+    assert answer.choices == plain.choices
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format is {'type': 'json_object'}; .*leave it out"),
+        ({"response_format": {"type": "text", "more": 1}}, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}], "parallel_tool_calls": False}, "tools is"),
+        ({"tool_choice": "required"}, "tool_choice is 'required'"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice is"),
+        ({"n": 2}, "n is 2"),
+    ],
+)
+def test_a_chat_that_asks_for_what_is_not_there_is_refused(api: OpenAI, given: dict[str, object], says: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=says):
+        _chat(api, **given)
+
+
+def test_a_refusal_repeats_only_the_beginning_of_what_it_refuses(api: OpenAI) -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "x" * 100_000}}
+    with pytest.raises(openai.BadRequestError, match=r"tools is \[\{'type': .*…; this server") as told:
+        _chat(api, tools=[tool])
+    assert len(told.value.message) < 300
 
 
 def test_a_chat_of_several_turns_is_refused_rather_than_cut(api: OpenAI) -> None:

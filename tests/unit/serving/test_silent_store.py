@@ -94,3 +94,30 @@ def test_the_end_waits_for_no_pull_that_hangs(writer: PromptStore, model: Frozen
         assert pulls.kept == 1
     finally:
         pulls.ended.set()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "waits_for", "loaded"),
+    [
+        ("/admin/refresh", {}, "commits/", 1),
+        ("/v1/classify", {"model": "sentiment:2", "input": "x"}, "manifests/", 2),
+    ],
+)
+def test_a_request_that_waits_for_the_store_is_ended_soon_once_the_server_drains(
+    writer: PromptStore, model: FrozenModel, path: str, body: dict[str, str], waits_for: str, loaded: int
+) -> None:
+    publish_random(writer, model, SENTIMENT, seed=2, alias=None)
+    faults = ScriptedObjects(writer.ledger.objects)
+    silence = Silence(lambda call: call.key.startswith(waits_for))
+    with following(faults, model) as live, loopback_client(10) as client, ThreadPoolExecutor(1) as pool:
+        faults.script = silence
+        try:
+            asked = pool.submit(client.post, live.url + path, json=body)
+            assert silence.begun.wait(30)
+            live.context.lifecycle.is_draining = True
+            answer = asked.result()
+            assert (answer.status_code, answer.json()["error"]["code"], silence.kept) == (503, "not_serving", 1)
+        finally:
+            silence.ended.set()
+        entries = live.context.bank._entries
+        wait_until(lambda: [entry.holds for entry in list(entries.values())] == [0] * loaded)

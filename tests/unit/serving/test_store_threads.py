@@ -3,7 +3,8 @@
 import subprocess
 import sys
 import threading
-from concurrent.futures import wait
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event
 
 import pytest
@@ -37,9 +38,15 @@ def test_what_fails_is_told_to_whoever_waits_and_the_next_is_done() -> None:
 
 
 def test_close_cancels_what_was_not_begun_and_waits_no_longer_than_it_is_told() -> None:
-    threads, go = StoreThreads(1, "test"), Event()
-    begun = threads.submit(go.wait, 60)
+    threads, has_begun, go = StoreThreads(1, "test"), Event(), Event()
+
+    def work() -> bool:
+        has_begun.set()
+        return go.wait(60)
+
+    begun = threads.submit(work)
     waiting = threads.submit(int)
+    assert has_begun.wait(10)
     assert not threads.close(within_s=0.05)
     assert waiting.cancelled()
     assert threads.submit(int).cancelled()
@@ -50,10 +57,39 @@ def test_close_cancels_what_was_not_begun_and_waits_no_longer_than_it_is_told() 
 
 def test_a_thread_ends_when_there_is_nothing_to_do_and_another_begins() -> None:
     threads = StoreThreads(3, "test")
-    first = threads.submit(threading.get_ident)
-    wait([first])
+    for _ in range(2):
+        worker = threads.submit(threading.current_thread).result(10)
+        worker.join(10)
+        assert not worker.is_alive()
     assert threads.close(within_s=10)
-    assert not any(thread.name == "test" for thread in threading.enumerate())
+
+
+@contextmanager
+def no_new_threads() -> Iterator[None]:
+    """No machine has the address space for the stack that a thread is to have."""
+    before = threading.stack_size(1 << 47)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+def test_a_thread_that_cannot_be_started_is_told_to_the_caller_and_takes_no_place() -> None:
+    threads = StoreThreads(1, "test")
+    with no_new_threads(), pytest.raises(RuntimeError, match="can't start new thread"):
+        threads.submit(int, "1")
+    assert threads.submit(int, "2").result(10) == 2
+    assert threads.close(within_s=10)
+
+
+def test_what_gets_no_thread_of_its_own_is_done_by_those_that_work() -> None:
+    threads, go = StoreThreads(2, "test"), Event()
+    first = threads.submit(go.wait, 60)
+    with no_new_threads():
+        second = threads.submit(int, "2")
+    go.set()
+    assert (first.result(10), second.result(10)) == (True, 2)
+    assert threads.close(within_s=10)
 
 
 def test_a_process_ends_while_its_threads_wait() -> None:
