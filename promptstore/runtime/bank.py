@@ -172,6 +172,12 @@ class PromptBank(Generic[Source]):
             return "disk"
         return None if entry is None else "source"
 
+    def is_pinned(self, digest: str) -> bool:
+        """Whether it is kept for good, as what an alias means."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            return entry is not None and entry.pins > 0
+
     @property
     def size_bytes(self) -> dict[Tier, int]:
         """Bytes by place."""

@@ -66,7 +66,8 @@ class Access:
         if self._keys is None:
             return ANONYMOUS
         kind, _, value = (authorization or "").partition(" ")
-        return self._keys.get(digest_key(value.strip())) if kind.lower() == "bearer" else None
+        shown = value.strip() if kind.lower() == "bearer" else ""
+        return self._keys.get(digest_key(shown)) if shown else None
 
     def _take_token(self, caller: str, per_minute: int) -> bool:
         """A bucket that holds a minute's worth of requests and refills evenly."""

@@ -192,6 +192,8 @@ def _key(table: Any, where: str) -> ApiKey:
         raise InvalidInputError(f"{where}: {error}") from error
     if not DIGEST_PATTERN.fullmatch(str(table["sha256"])):
         raise InvalidInputError(f"{where}: sha256 must be 64 hexadecimal digits, the SHA-256 of the key")
+    if table["sha256"] == digest_key(""):
+        raise InvalidInputError(f"{where}: sha256 is that of no key at all; make one with `promptstore keys api`")
     if bound is not None and (not isinstance(bound, int) or bound < 1):
         raise InvalidInputError(f"{where}: requests_per_minute is {bound!r}, expected a whole number from 1")
     return ApiKey(str(table["name"]), str(table["sha256"]), allowed, bound)

@@ -1,6 +1,7 @@
 """Follows the store's log and switches aliases between requests, once the new version is ready to answer."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -34,6 +35,8 @@ from promptstore.store.rollout import Rollout, active_rollouts
 logger = logging.getLogger(__name__)
 # What is ready by then switches together; the rest, when it is ready.
 READY_WITHIN_S = 2.0
+# How long a start waits while the store is away: for what is in the local cache, behind what is not.
+AWAY_WITHIN_S = 60.0
 
 
 class FollowedStore(Protocol):
@@ -137,9 +140,11 @@ class Follower:
                 state = self._store.refresh()
             except StoreUnavailableError as error:
                 self._note(error, "the store cannot be reached; serving what was last known")
+                self._take_what_came()
                 return
             except (CorruptError, UntrustedError, NotFoundError) as error:
                 self._note(error, "the store's log is refused; serving what was last known")
+                self._take_what_came()
                 return
             if self.status.problem is not None:
                 logger.info("the store is seen again, at commit %d", state.number)
@@ -179,13 +184,25 @@ class Follower:
             logger.warning("%s: %s", what, error)
         self.status = FollowStatus(self.status.seen_at, error)
 
-    def _switch(self, state: StoreState, *, is_first: bool = False) -> None:
-        """Makes ready what aliases newly point at, and replaces the table in one assignment; what takes long, later."""
+    def _take_what_came(self) -> None:
+        """Switches, while the store is not seen, what was on its way and needs no more of it."""
+        if self.table.awaited or self._earlier.is_trying:
+            self._switch(self.table.state, retries=False)
+
+    def _switch(self, state: StoreState, *, is_first: bool = False, retries: bool = True) -> None:
+        """Makes ready what aliases newly point at, and replaces the table in one assignment; what takes long, later.
+
+        retries: what was refused, and may not be any more, is tried again.
+        """
         old, held = self.table, self._held
         rollouts = {(task, alias + TRIAL): found for (task, alias), found in active_rollouts(state).items()}
         wanted = dict(self._wanted(state, rollouts))
-        moved = {key: version for key, version in wanted.items() if not self._is_settled(key, version)}
-        self._earlier.keep(wanted.keys() - held.keys() - rollouts.keys())
+        moved = {
+            key: version
+            for key, version in wanted.items()
+            if not self._is_settled(key, version) and (retries or key not in old.refused)
+        }
+        self._earlier.keep({key: version for key, version in wanted.items() if key not in held})
         made, fallen = self._bring(state, moved, rollouts, is_first=is_first)
         self._held = {
             **{key: target for key, target in held.items() if key in wanted},
@@ -208,7 +225,7 @@ class Follower:
             if self._held.get(key) is not target:
                 self._bank.release(target.prompt.digest, pin=True)
         for key in moved:
-            self._report(key, held.get(key) or fallen.get(key), made.get(key), old)
+            self._report(key, held.get(key) or fallen.get(key), refused.get(key, made.get(key)), old)
         for (task, alias), target in fallen.items():
             if (task, alias) not in moved:
                 logger.warning("%s@%s: %s answers meanwhile", task, alias, target.version)
@@ -223,20 +240,23 @@ class Follower:
         is_first: bool,
     ) -> tuple[dict[AliasKey, Made], dict[AliasKey, Target]]:
         """What came of `moved`, and what stands in for what was refused, as far as it is there in time."""
-        # While the store is away only what is in the local cache will come.
-        waits_for_all = is_first and self.status.problem is None
-        within_s = None if waits_for_all else self._ready_within_s
+        is_away = self.status.problem is not None
+        within_s = self._ready_within_s if not is_first else AWAY_WITHIN_S if is_away else None
+        until = math.inf if within_s is None else time.monotonic() + within_s
         made: dict[AliasKey, Made] = {}
         fallen: dict[AliasKey, Target] = {}
         for _ in range(1 + LOOK_BACK):
             wanted = {key: version for key, version in moved.items() if key not in made} | self._earlier.wanted
-            come = self._arrivals.collect(wanted, within_s=within_s, is_first=is_first)
-            fallen |= self._earlier.take(come)
+            left_s = None if within_s is None else max(0.0, until - time.monotonic())
+            come = self._arrivals.collect(wanted, within_s=left_s, is_first=is_first)
+            fallen |= self._earlier.take(come, is_away=is_away)
             settled = {key: each for key, each in come.items() if key in moved}
             made |= settled
             for key, each in settled.items():
-                if isinstance(each, Refusal) and key not in self._held and key not in rollouts:
+                if isinstance(each, Refusal) and key not in {*self._held, *fallen, *rollouts}:
                     self._earlier.begin(key, state)
+        for key in [key for key in fallen if isinstance(made.get(key), Target)]:
+            self._bank.release(fallen.pop(key).prompt.digest, pin=True)
         return made, fallen
 
     def _trials(self, rollouts: Mapping[AliasKey, Rollout]) -> dict[AliasKey, tuple[Trial, Target]]:

@@ -31,7 +31,7 @@ class ServerMetrics:
         self.inputs = Counter(
             "promptstore_inputs",
             "Inputs asked for, by task, version and outcome; those of a request that a full queue turns away before it "
-            "is read are in promptstore_requests_refused alone.",
+            "is read, or names what cannot be resolved, are not among them.",
             ("task", "version", "outcome"),
             registry=self.registry,
         )

@@ -143,6 +143,11 @@ def test_without_keys_everybody_may_ask() -> None:
     assert Access().admit(None, "10.0.0.1", "admin").name == "anonymous"
 
 
+@pytest.mark.parametrize("shown", ["Bearer", "Bearer ", "bearer  ", ""])
+def test_who_shows_nothing_is_nobody_whatever_keys_there_are(shown: str) -> None:
+    assert not Access([ApiKey("nothing", digest_key(""), frozenset({"infer"}))]).knows(shown)
+
+
 def test_a_key_has_a_bucket_of_its_own_that_refills() -> None:
     now = [0.0]
     key = ApiKey("slow", digest_key("slow"), frozenset({"infer"}), requests_per_minute=6)
@@ -197,6 +202,7 @@ def test_keys_are_read_from_a_file_that_holds_only_digests(tmp_path: Path) -> No
         ('[[key]]\nname = "a"\n', "key 1"),
         (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["all"]\n', "scopes"),
         ('[[key]]\nname = "a"\nsha256 = "secret"\nscopes = ["infer"]\n', "SHA-256"),
+        (f'[[key]]\nname = "a"\nsha256 = "{digest_key("")}"\nscopes = ["infer"]\n', "no key at all"),
         (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["infer"]\nrequests_per_minute = 0\n', "from 1"),
         (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["infer"]\nrate = 1\n', "key 1"),
     ],

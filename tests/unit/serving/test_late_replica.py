@@ -1,5 +1,6 @@
 """A server that starts while an alias points at what it cannot serve answers as those that were there before."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
@@ -10,6 +11,7 @@ import pytest
 from promptstore.lm.frozen import FrozenModel
 from promptstore.serving.options import ServerOptions
 from promptstore.store.blobs import place_of
+from promptstore.store.layout import COMMITS
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.scripted_objects import Call, Fault, ScriptedObjects
 from promptstore.testing.served import SENTIMENT, TOPIC, live_server, new_store, publish_random
@@ -120,6 +122,62 @@ def test_earlier_versions_that_come_slowly_hold_up_no_promotion(model: FrozenMod
         assert late.version("topic") == "topic:2"
         (refused,) = late.client.get("/readyz").json()["refused"]
         assert (refused["task"], refused["version"]) == ("topic", 3)
+
+
+def test_a_stand_in_that_comes_with_what_it_stands_in_for_is_not_taken(model: FrozenModel, world: World) -> None:
+    with _latecomer(world, model, lambda _: None) as late:
+        versions = [publish_random(world.writer, model, TOPIC, seed=seed) for seed in range(3)]
+        before = str(place_of(world.writer.state, "manifest", versions[1].digest))
+        newest = str(place_of(world.writer.state, "payload", versions[2].payload))
+        let_go, has_come = Event(), Event()
+
+        def script(call: Call) -> Fault | None:
+            if call.key == before:
+                let_go.wait(60)
+                has_come.set()
+            return Fault.UNAVAILABLE if call.key == newest and not let_go.is_set() else None
+
+        late.faults.script = script
+        late.poll()
+        assert late.status("topic") == (503, "not_serving")
+        let_go.set()
+        assert has_come.wait(60)
+        time.sleep(0.2)
+        late.poll()
+        for _ in range(3):
+            late.poll()
+            assert late.version("topic") == "topic:3"
+        shown = late.client.get("/readyz").json()
+        assert (shown["refused"], shown["awaited"]) == ([], [])
+        world.writer.promote("topic:1", force=True, reason="test")
+        late.poll()
+        assert late.version("topic") == "topic:1"
+        pinned = {each.digest for each in versions if late.context.bank.is_pinned(each.digest)}
+        assert pinned == {versions[0].digest}
+
+
+def test_what_was_on_its_way_when_the_store_went_away_is_taken_in(model: FrozenModel, world: World) -> None:
+    version = publish_random(world.writer, model, SENTIMENT, seed=2)
+    manifest = str(place_of(world.writer.state, "manifest", version.digest))
+    let_go = Event()
+
+    def script(call: Call) -> Fault | None:
+        if call.key == manifest:
+            let_go.wait(60)
+        return None
+
+    world.faults.script = script
+    world.poll()
+    assert world.version() == "sentiment:1"
+    world.faults.script = lambda call: Fault.UNAVAILABLE if call.key.startswith(COMMITS) else None
+    let_go.set()
+
+    def has_switched() -> bool:
+        world.poll()
+        return world.version() == "sentiment:2"
+
+    wait_for(has_switched)
+    assert world.client.get("/readyz").json()["status"] == "ready, serving what was last known"
 
 
 def test_an_alias_without_a_version_that_can_be_served_is_not_asked_for_over_and_over(
