@@ -55,10 +55,10 @@ def run(settings: Settings, options: ServerOptions) -> None:
         StoreUnavailableError: it cannot be reached, and this machine has never served it before.
         OSError: the port is taken, or the address is not of this machine.
     """
-    _log_to_stderr()
     access = _access(settings, options)
     options.check(has_keys=access.asks_for_keys)
     listener = _listen(options.host, options.port)
+    _log_to_stderr()
     known = last_known(settings)
     store, status = _open_store(settings, known)
     engine = open_engine(settings, options)
