@@ -22,7 +22,7 @@ from promptstore.client.answers import (
     full_state,
     model_request,
 )
-from promptstore.client.attempts import DEFAULT_RETRIES, Attempts, Retries
+from promptstore.client.attempts import DEFAULT_RETRIES, Attempts, Retries, is_answer
 from promptstore.client.blocking import DEFAULT_TIMEOUT_S, DEFAULT_URL, key_header
 from promptstore.client.streams import LAST_LINE, AsyncStream, Chunk, broken_off, chunk_of
 
@@ -78,7 +78,7 @@ class AsyncClient:
         return list((await self._send(MODELS)).json()["data"])
 
     async def state(self) -> dict[str, Any]:
-        """What the server that answers knows of the store, and what it refuses to serve: its `/readyz`."""
+        """What the server that answers, ready or not, knows of the store and refuses to serve: its `/readyz`."""
         return full_state((await self._send(STATE)).json())
 
     async def trials(self) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ class AsyncClient:
             request = self._http.build_request(asked.method, asked.path, json=asked.body, headers=asked.headers)
             try:
                 answer = await self._http.send(request, stream=is_stream)
-                if answer.is_success:
+                if is_answer(answer, asked):
                     return answer
                 await answer.aread()
                 wait_s = attempts.wait_after_answer(answer)

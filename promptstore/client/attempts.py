@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from promptstore.client.answers import STATE, Asked
 from promptstore.errors import (
     ConflictError,
     CorruptError,
@@ -41,6 +42,20 @@ _BY_STATUS: dict[int, type[PromptStoreError]] = {
     503: NotServingError,
     504: NotServingError,
 }
+
+
+def is_answer(answer: httpx.Response, asked: Asked) -> bool:
+    """Whether it is what was asked for: a success, or of a server's state also what one that is not ready tells.
+
+    answer: read, unless it is a success.
+    """
+    if answer.is_success or asked is not STATE or answer.status_code != 503:
+        return answer.is_success
+    try:
+        told = answer.json()
+    except ValueError:  # of a load balancer, perhaps
+        return False
+    return isinstance(told, dict) and "status" in told
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from promptstore.client.answers import (
     full_state,
     model_request,
 )
-from promptstore.client.attempts import DEFAULT_RETRIES, Attempts, Retries
+from promptstore.client.attempts import DEFAULT_RETRIES, Attempts, Retries, is_answer
 from promptstore.client.streams import LAST_LINE, Chunk, Stream, broken_off, chunk_of
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -85,7 +85,7 @@ class Client:
         return list(self._send(MODELS).json()["data"])
 
     def state(self) -> dict[str, Any]:
-        """What the server that answers knows of the store, and what it refuses to serve: its `/readyz`."""
+        """What the server that answers, ready or not, knows of the store and refuses to serve: its `/readyz`."""
         return full_state(self._send(STATE).json())
 
     def trials(self) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ class Client:
             request = self._http.build_request(asked.method, asked.path, json=asked.body, headers=asked.headers)
             try:
                 answer = self._http.send(request, stream=is_stream)
-                if answer.is_success:
+                if is_answer(answer, asked):
                     return answer
                 answer.read()
                 wait_s = attempts.wait_after_answer(answer)

@@ -239,6 +239,15 @@ def test_what_a_server_tells_only_with_a_key_is_an_error_without_one(server: Liv
         stranger.trials()
 
 
+def test_a_server_that_is_not_ready_tells_its_state_and_what_stands_before_it_does_not() -> None:
+    body = {"status": "draining", "store": {"commit": 3}}
+    client, asked = _scripted(httpx.Response(503, json=body))
+    assert (client.state(), len(asked)) == (body, 1)
+    for other in (httpx.Response(503, text="<html>"), httpx.Response(503, json=["status"]), _failure(503)):
+        client, asked = _scripted(other, httpx.Response(200, json=body))
+        assert (client.state(), len(asked)) == (body, 2)
+
+
 @pytest.mark.parametrize(
     "passing", [_failure(429), _failure(503), httpx.ConnectError("refused"), httpx.ReadTimeout("")]
 )

@@ -8,6 +8,8 @@ from threading import Event
 import httpx
 import pytest
 
+from promptstore.client import Client
+from promptstore.client.attempts import NO_RETRIES
 from promptstore.lm.frozen import FrozenModel
 from promptstore.serving.options import ServerOptions
 from promptstore.store.blobs import place_of
@@ -79,6 +81,8 @@ def test_a_server_that_can_serve_no_alias_is_not_ready_until_it_can(world: World
         assert (ready.status_code, ready.json()["status"]) == (503, "no alias of the store can be served")
         assert [refused["task"] for refused in ready.json()["refused"]] == ["sentiment"]
         assert late.client.get("/healthz").status_code == 200
+        with Client(str(late.client.base_url), retries=NO_RETRIES) as client:
+            assert client.state()["status"] == ready.json()["status"]
         late.faults.script = lambda _: None
         late.poll()
         assert late.client.get("/readyz").json()["status"] == "ready"
