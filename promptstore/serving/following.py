@@ -33,6 +33,8 @@ from promptstore.store.prompt_store import PulledPrompt
 from promptstore.store.rollout import Rollout, active_rollouts
 
 logger = logging.getLogger(__name__)
+# The state that the store was last seen at, and how many seconds ago.
+Remember = Callable[[StoreState, float], object]
 # What is ready by then switches together; the rest, when it is ready.
 READY_WITHIN_S = 2.0
 # How long a start waits while the store is away: for what is in the local cache, behind what is not.
@@ -47,6 +49,11 @@ class FollowedStore(Protocol):
     def refresh(self) -> StoreState: ...
     def manifest(self, digest: str) -> Manifest: ...
     def pull(self, ref: PromptRef, *, for_model: BaseModelFingerprint | None) -> PulledPrompt: ...
+
+
+def forget(state: StoreState, unseen_s: float) -> None:
+    """The memory of a server that is not to start without its store."""
+    del state, unseen_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,8 @@ class Follower:
     prepare: puts a held prompt on the device; the returned future says when.
     ready_within_s: how long a switch waits for all that it is to switch; what is not ready then follows by itself.
     insist: told at each look of every trial that the store has going on; see `TrialJudge`.
-    remember: told, after what it says was switched to, each state that the store was seen at.
+    remember: told at each look, once its outcome is switched to, what the store was last seen at and how many seconds
+        ago.
     status: how the store was last seen, if what it held when it was opened is not from itself.
     """
 
@@ -83,7 +91,7 @@ class Follower:
         tasks: frozenset[str] = frozenset(),
         poll_s: float = 1.0,
         ready_within_s: float = READY_WITHIN_S,
-        remember: Callable[[StoreState], object] = lambda _: None,
+        remember: Remember = forget,
         status: FollowStatus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -121,8 +129,7 @@ class Follower:
         """Serves what the store held when it was opened, then follows it. Blocks until the aliases are loaded."""
         state = self._store.state
         self._switch(state, is_first=True)
-        if self.status.problem is None:
-            self._remember(state)
+        self._remember(state, self.staleness_s)
         self._thread.start()
 
     def close(self) -> None:
@@ -153,7 +160,7 @@ class Follower:
                 self._switch(state)
             for trial, _ in self.table.trials.values():
                 self._insist(trial)
-            self._remember(state)
+            self._remember(state, 0.0)
 
     def pull(self, ref: PromptRef, version: PromptVersion) -> LoadedPrompt:
         """A version from the store, ready for the model; blocks.
@@ -188,6 +195,7 @@ class Follower:
         """Switches, while the store is not seen, what was on its way and needs no more of it."""
         if self.table.awaited or self._earlier.is_trying:
             self._switch(self.table.state, retries=False)
+        self._remember(self.table.state, self.staleness_s)
 
     def _switch(self, state: StoreState, *, is_first: bool = False, retries: bool = True) -> None:
         """Makes ready what aliases newly point at, and replaces the table in one assignment; what takes long, later.

@@ -14,7 +14,6 @@ from types import FrameType
 
 import uvicorn
 
-from promptstore.core.state import StoreState
 from promptstore.errors import StoreUnavailableError
 from promptstore.runtime.answerer import Answerer
 from promptstore.runtime.bank import PromptBank
@@ -25,7 +24,7 @@ from promptstore.serving.connections import patient_protocol
 from promptstore.serving.context import ServerContext
 from promptstore.serving.engines import ServedEngine, open_engine
 from promptstore.serving.exporting import exporting_tracer
-from promptstore.serving.following import FollowedStore, Follower, FollowStatus
+from promptstore.serving.following import FollowedStore, Follower, FollowStatus, Remember, forget
 from promptstore.serving.lifecycle import Lifecycle
 from promptstore.serving.loaded import LoadedPrompt, load_prompt
 from promptstore.serving.metrics import ServerMetrics
@@ -72,7 +71,7 @@ def run(settings: Settings, options: ServerOptions) -> None:
             access=access,
             abort=abort,
             tracer=tracer,
-            remember=partial(known.save, store.ledger.header),
+            remember=lambda state, unseen_s: known.save(store.ledger.header, state, unseen_s=unseen_s),
             status=status,
         ) as context,
     ):
@@ -100,7 +99,7 @@ def serving(
     access: Access | None = None,
     abort: Callable[[Rollout, str], object] | None = None,
     tracer: Tracer | None = None,
-    remember: Callable[[StoreState], object] = lambda _: None,
+    remember: Remember = forget,
     status: FollowStatus | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[ServerContext]:

@@ -47,16 +47,18 @@ class LastKnown:
         self._due_at = clock()
         self._is_failing = False
 
-    def save(self, header: StoreHeader, state: StoreState) -> None:
-        """Take note that the store has just been seen at `state`. For one thread; cheap while nothing is new.
+    def save(self, header: StoreHeader, state: StoreState, *, unseen_s: float = 0.0) -> None:
+        """Take note that the store was at `state` when it was last seen, `unseen_s` ago. For one thread; cheap while
+        nothing is new.
 
         A disk that takes nothing is logged and stops nobody.
         """
         try:
-            if state is self._saved:
-                os.utime(self._path)
-            elif state.number and self._clock() >= self._due_at:
+            if state is not self._saved and state.number and self._clock() >= self._due_at:
                 self._write(header, state)
+            if state is self._saved:
+                seen_at = time.time() - unseen_s
+                os.utime(self._path, (seen_at, seen_at))
             self._is_failing = False
         except OSError as error:
             self._saved = None

@@ -1,9 +1,6 @@
 """A real server process: with the bounds it was given, under load, told to stop."""
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -14,9 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from promptstore.loopback import loopback_client
 from promptstore.objects.local import LocalObjectStore
+from promptstore.testing.serve_process import ServeProcess, save_model, serve_process
 from promptstore.testing.served import ANSWER, SENTIMENT, new_store, publish_random
+from promptstore.testing.servers import free_port
 from promptstore.testing.tiny_models import tiny_llama
 from promptstore.testing.vllm.fake import Faults, VllmFake
 
@@ -26,13 +24,8 @@ ASK = {"model": "sentiment", "input": "a great film"}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model and a store that was filled by another process: this one."""
-    from promptstore.lm.source import open_model
-
     folder = tmp_path_factory.mktemp("served")
-    tiny = tiny_llama()
-    tiny.network.save_pretrained(folder / "model")
-    tiny.tokenizer.save_pretrained(folder / "model")
-    model = open_model(str(folder / "model"), cache_dir=folder / "cache", device="cpu", dtype="float32")
+    model = save_model(tiny_llama(), folder)
     store = new_store(LocalObjectStore(folder / "store"))
     publish_random(store, model, SENTIMENT, seed=1)
     publish_random(store, model, ANSWER, seed=2)
@@ -40,53 +33,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def _server(place: Path, port: int, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PROMPTSTORE_STATE_DIR": str(place / "state"),
-        "PROMPTSTORE_CACHE_DIR": str(place / "cache"),
-        "PROMPTSTORE_DEVICE": "cpu",
-        "PROMPTSTORE_DTYPE": "float32",
-    }
-    asked = ("-m", "promptstore", "serve", "--store", str(place / "store"), "--model", str(place / "model"))
-    command = [sys.executable, *asked, "--port", str(port), *arguments]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def _wait_until_ready(port: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 90
-    with loopback_client(2.0) as client:
-        while time.monotonic() < deadline:
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            try:
-                if client.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.1)
-    raise AssertionError("the server did not get ready")
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+def _server(place: Path, *arguments: str, port: int | None = None) -> Iterator[ServeProcess]:
+    with serve_process(place, str(place / "store"), *arguments, port=port or free_port()) as server:
+        server.wait_until_ready()
+        yield server
 
 
 class _Load:
     """Clients that ask over and over; what they got, by kind of outcome."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, url: str) -> None:
         self.outcomes: Counter[str] = Counter()
         self.stopped = threading.Event()
         self.clients = 4
-        self._url = f"http://127.0.0.1:{port}"
+        self._url = url
         self._threads = [threading.Thread(target=self._ask) for _ in range(self.clients)]
         for thread in self._threads:
             thread.start()
@@ -125,20 +85,18 @@ class _Load:
 
 
 def test_sigterm_answers_everything_that_was_accepted(place: Path) -> None:
-    port = _free_port()
-    with _server(place, port, "--drain-delay", "3") as process:
-        _wait_until_ready(port, process)
-        load = _Load(port)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with _server(place, "--drain-delay", "3") as server:
+        load = _Load(server.url)
+        with httpx.Client(base_url=server.url, timeout=30) as client:
             body = {"model": "answer", "prompt": "who ?", "max_tokens": 300, "stream": True}
             with client.stream("POST", "/v1/completions", json=body) as stream:
                 lines = stream.iter_lines()
                 next(lines)
-                process.send_signal(signal.SIGTERM)
+                server.process.send_signal(signal.SIGTERM)
                 time.sleep(0.2)
-                assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 503
+                assert server.ready().status_code == 503
                 assert "data: [DONE]" in list(lines)
-        assert process.wait(timeout=30) == 0
+        assert server.process.wait(timeout=30) == 0
         load.join()
     print(dict(load.outcomes))
     assert load.outcomes.keys() - {"reset"} == {"200", "refused"}
@@ -147,40 +105,38 @@ def test_sigterm_answers_everything_that_was_accepted(place: Path) -> None:
 
 
 def test_a_server_that_was_killed_starts_again_and_answers(place: Path) -> None:
-    port = _free_port()
-    with _server(place, port) as process:
-        _wait_until_ready(port, process)
-        load = _Load(port)
+    port = free_port()
+    with _server(place, port=port) as server:
+        load = _Load(server.url)
         load.wait_until_answered()
-        process.kill()
-        process.wait()
+        server.process.kill()
+        server.process.wait()
         load.join()
     assert load.outcomes["200"] > 0
-    with _server(place, port) as process:
-        _wait_until_ready(port, process)
-        answer = httpx.post(f"http://127.0.0.1:{port}/v1/classify", json=ASK)
+    with _server(place, port=port) as server:
+        answer = server.client.post("/v1/classify", json=ASK)
         assert answer.headers["x-promptstore-version"] == "sentiment:1"
 
 
 def test_a_port_that_is_taken_is_one_clear_message_and_no_wait(place: Path) -> None:
     import socket
 
-    with socket.create_server(("127.0.0.1", 0)) as taken, _server(place, taken.getsockname()[1]) as process:
-        assert process.wait(timeout=60) == 1
-        assert process.stderr is not None
-        said = process.stderr.read()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with serve_process(place, str(place / "store"), port=port) as server:
+            assert server.process.wait(timeout=60) == 1
+        said = server.log.read_text()
     assert "choose another --port" in said
     assert "Traceback" not in said
 
 
 def test_bounds_hold_in_front_of_vllm_as_well(place: Path) -> None:
-    port, fake = _free_port(), VllmFake(tiny_llama(), root=str(place / "model"))
+    fake = VllmFake(tiny_llama(), root=str(place / "model"))
     fake.start()
     bounds = ("--max-queued", "2", "--vllm-timeout", "0.3")
-    with _server(place, port, "--engine", "vllm", "--vllm-url", fake.url, *bounds) as process:
-        _wait_until_ready(port, process)
+    with _server(place, "--engine", "vllm", "--vllm-url", fake.url, *bounds) as server:
         fake.faults = Faults(silence_s=2.0)
         for inputs, status, says in ((["x"] * 3, 429, "at most 2 may"), (["x"], 503, "did not answer in time")):
-            answer = httpx.post(f"http://127.0.0.1:{port}/v1/classify", json={**ASK, "input": inputs}, timeout=30)
+            answer = server.client.post("/v1/classify", json={**ASK, "input": inputs})
             assert (answer.status_code, says in answer.json()["error"]["message"]) == (status, True)
     fake.stop()

@@ -89,6 +89,10 @@ def test_the_file_says_when_the_store_was_last_seen(tmp_path: Path) -> None:
     found = known.load()
     assert found is not None
     assert found.seen_at > 1000.0
+    known.save(ledger.header, ledger.state, unseen_s=3600.0)
+    again = known.load()
+    assert again is not None
+    assert 3590.0 < found.seen_at - again.seen_at < 3610.0
 
 
 def test_a_state_that_takes_long_to_keep_is_kept_less_often(tmp_path: Path) -> None:
