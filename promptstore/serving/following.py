@@ -145,12 +145,8 @@ class Follower:
         with self._polling:
             try:
                 state = self._store.refresh()
-            except StoreUnavailableError as error:
-                self._note(error, "the store cannot be reached; serving what was last known")
-                self._take_what_came()
-                return
-            except (CorruptError, UntrustedError, NotFoundError) as error:
-                self._note(error, "the store's log is refused; serving what was last known")
+            except (StoreUnavailableError, CorruptError, UntrustedError, NotFoundError) as error:
+                self._note(error)
                 self._take_what_came()
                 return
             if self.status.problem is not None:
@@ -186,9 +182,11 @@ class Follower:
             except Exception:
                 logger.exception("following failed; serving what was last known")
 
-    def _note(self, error: PromptStoreError, what: str) -> None:
+    def _note(self, error: PromptStoreError) -> None:
         if self.status.problem is None:
-            logger.warning("%s: %s", what, error)
+            is_away = isinstance(error, StoreUnavailableError)
+            what = "the store cannot be reached" if is_away else "the store's log is refused"
+            logger.warning("%s; serving what was last known: %s", what, error)
         self.status = FollowStatus(self.status.seen_at, error)
 
     def _take_what_came(self) -> None:
