@@ -1,15 +1,12 @@
-"""How far scoring is, on standard error: a bar on a terminal, and a plain line now and then where logs are kept.
+"""How far scoring is, on standard error: a bar on a terminal, and a plain line now and then where logs are kept."""
 
-No run ends because nobody can read it."""
-
-import io
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO, cast
+from typing import TextIO
 
 from promptstore.batch.score import OnProgress
+from promptstore.core.shown import is_terminal, unfailing
 
 LINE_EVERY_S = 30.0
 
@@ -19,9 +16,8 @@ def shown_progress(
     stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[OnProgress]:
     """Progress on `stream` (standard error) while the context is open. clock: monotonic seconds."""
-    own = stream or sys.stderr or io.StringIO()  # `2>&-` leaves none
-    shown = cast("TextIO", _Unfailing(own))
-    if not own.closed and own.isatty():
+    shown = unfailing(stream)
+    if is_terminal(shown):
         with _bar(shown) as on_progress:
             yield on_progress
         return
@@ -57,31 +53,6 @@ class ProgressLines:
         self._stream.write(self._line)
         self._stream.flush()
         self._line = ""
-
-
-class _Unfailing:
-    """A stream that is left alone from the first time on that it cannot be written to."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._is_lost = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        self._try(lambda: self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def _try(self, write: Callable[[], object]) -> None:
-        try:
-            if not self._is_lost:
-                write()
-        except (OSError, ValueError):  # its reader has gone, or the disk is full; it was closed
-            self._is_lost = True
 
 
 def _speed(rows: int, seconds: float) -> str:

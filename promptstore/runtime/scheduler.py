@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Any, Protocol, TypeVar
 
+from promptstore.core.settling import settle
 from promptstore.errors import NotServingError, OverloadedError
 from promptstore.runtime.job import Failed, GenerateJob, Job, ScoreJob
 from promptstore.runtime.queue import AnyJob, BatchLimits, JobQueue
-from promptstore.runtime.settling import settle
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from promptstore.errors import (
 )
 from promptstore.runtime.bank import PromptBank
 from promptstore.serving.loaded import LoadedPrompt
-from promptstore.serving.store_threads import StoreThreads
 from promptstore.serving.table import AliasKey, Refusal, Target
+from promptstore.store.store_threads import StoreThreads
 
 # Behind an alias's name: what is on trial for it. No alias can be named so.
 TRIAL = "/trial"

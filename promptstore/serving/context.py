@@ -16,7 +16,7 @@ from promptstore.serving.lifecycle import Lifecycle
 from promptstore.serving.loaded import LoadedPrompt
 from promptstore.serving.metrics import ServerMetrics
 from promptstore.serving.service import Service
-from promptstore.serving.store_threads import StoreThreads
+from promptstore.store.store_threads import StoreThreads
 
 CALLER_HEADER = "x-promptstore-caller"
 # Only says in the interface's description how a key is sent; `Access` reads it.

@@ -26,11 +26,11 @@ from promptstore.runtime.bank import PromptBank
 from promptstore.serving.arrivals import CLOSE_WITHIN_S, TRIAL, Arrivals, Made
 from promptstore.serving.earlier import LOOK_BACK, Earlier
 from promptstore.serving.loaded import LoadedPrompt
-from promptstore.serving.store_threads import StoreThreads
 from promptstore.serving.table import AliasKey, AliasTable, Awaited, Refusal, Target
 from promptstore.serving.trials import Trial
 from promptstore.store.prompt_store import PulledPrompt
 from promptstore.store.rollout import Rollout, active_rollouts
+from promptstore.store.store_threads import StoreThreads
 
 logger = logging.getLogger(__name__)
 # The state that the store was last seen at, and how many seconds ago.

@@ -12,9 +12,9 @@ from promptstore.runtime.bank import PromptBank
 from promptstore.serving.following import Follower
 from promptstore.serving.lifecycle import Lifecycle
 from promptstore.serving.loaded import LoadedPrompt
-from promptstore.serving.store_threads import StoreThreads
 from promptstore.serving.table import AliasTable, Target
 from promptstore.serving.trials import Trial
+from promptstore.store.store_threads import StoreThreads
 
 # Requests that wait for the store at one time: others of its kind wait for them, and nothing else does.
 _PULLS = 8

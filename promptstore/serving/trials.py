@@ -12,8 +12,8 @@ from threading import Lock
 from promptstore.core.state import PromptVersion
 from promptstore.errors import InvalidInputError, NotFoundError, NotServingError, OverloadedError, PromptStoreError
 from promptstore.serving.metrics import ServerMetrics
-from promptstore.serving.store_threads import StoreThreads
 from promptstore.store.rollout import Rollout
+from promptstore.store.store_threads import StoreThreads
 
 logger = logging.getLogger(__name__)
 # How long the end waits for an abort that is being written: other replicas judge for themselves.

@@ -1,9 +1,10 @@
 """Progress of a job on a terminal's standard error; silence where there is none."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
+
+from promptstore.core.shown import is_terminal, unfailing
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -59,10 +60,10 @@ class BarProgress:
 @contextmanager
 def shown_progress(stream: TextIO | None = None) -> Iterator[JobProgress]:
     """Bars on `stream` (standard error) while the context is open, if it is a terminal."""
-    stream = stream or sys.stderr
-    if not stream.isatty():
+    shown = unfailing(stream)
+    if not is_terminal(shown):
         yield SilentProgress()
         return
-    progress = BarProgress(stream)
+    progress = BarProgress(shown)
     with progress.bars:
         yield progress

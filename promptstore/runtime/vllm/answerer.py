@@ -10,9 +10,9 @@ from functools import partial
 from threading import Condition, Event, Thread
 from typing import TypeVar
 
+from promptstore.core.settling import settle
 from promptstore.errors import IncompatibleModelError, NotServingError, OverloadedError, PromptStoreError
 from promptstore.runtime.job import Failed, Job, ScoreJob
-from promptstore.runtime.settling import settle
 from promptstore.runtime.vllm.asking import Asking
 from promptstore.runtime.vllm.identity import ModelCheck
 from promptstore.runtime.vllm.server import ServedModel, VllmServer

@@ -14,8 +14,8 @@ from promptstore.lm.encoding import TaskEncoder
 from promptstore.lm.frozen import FrozenModel
 from promptstore.runtime.scheduler import SchedulerLimits
 from promptstore.serving.options import ServerOptions
-from promptstore.serving.store_threads import StoreThreads
 from promptstore.serving.table import AliasTable, Target
+from promptstore.store.store_threads import StoreThreads
 from promptstore.testing.served import LiveServer, live_server, store_of
 
 ASK = {"model": "sentiment", "input": "x"}

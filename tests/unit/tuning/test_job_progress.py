@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -25,3 +26,23 @@ def test_bars_are_drawn_on_a_terminal_and_a_pipe_gets_nothing(
     text = shown(*pair())
     assert bool(text) == is_shown
     assert ("3/7" in text, "━" in text) == (is_shown, is_shown)
+
+
+def test_a_terminal_that_hangs_up_ends_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    reader, writer = os.openpty()
+    stream = os.fdopen(writer, "w", encoding="utf-8")
+    with shown_progress(stream) as progress:
+        progress.say("sentiment", "held-out rows")
+        os.close(reader)
+        progress.step("sentiment", step=3, last_step=7, loss=0.5)
+    with pytest.raises(OSError, match="Input/output error"):  # what it was spared
+        os.write(stream.fileno(), b"\n")
+    with suppress(OSError):
+        stream.close()
+
+
+def test_a_job_without_a_standard_error_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    with shown_progress() as progress:
+        progress.say("sentiment", "held-out rows")

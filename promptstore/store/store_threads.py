@@ -7,7 +7,7 @@ from functools import partial
 from threading import Condition, Thread
 from typing import Any, ParamSpec, TypeVar
 
-from promptstore.runtime.settling import settle
+from promptstore.core.settling import settle
 
 Result = TypeVar("Result")
 Given = ParamSpec("Given")
@@ -44,8 +44,11 @@ class StoreThreads:
                 self._begin()
         return future
 
-    def close(self, *, within_s: float) -> bool:
-        """Takes no more, cancels what was not begun and waits for what was. Returns whether that ended in time."""
+    def close(self, *, within_s: float | None = None) -> bool:
+        """Takes no more, cancels what was not begun and waits for what was. Returns whether that ended in time.
+
+        within_s: None for however long it takes.
+        """
         with self._changed:
             self._is_closed = True
             while self._waiting:

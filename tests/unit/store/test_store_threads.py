@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from promptstore.serving.store_threads import StoreThreads
+from promptstore.store.store_threads import StoreThreads
 
 
 def test_what_is_submitted_is_done_in_order_by_so_many_threads_at_a_time() -> None:
@@ -92,10 +92,23 @@ def test_what_gets_no_thread_of_its_own_is_done_by_those_that_work() -> None:
     assert threads.close(within_s=10)
 
 
-def test_a_process_ends_while_its_threads_wait() -> None:
-    program = """
+@pytest.mark.parametrize(
+    "program",
+    [
+        """
 import time
-from promptstore.serving.store_threads import StoreThreads
+from promptstore.store.store_threads import StoreThreads
 StoreThreads(2, "test").submit(time.sleep, 600)
-"""
+""",
+        """
+import time
+from promptstore.store.parallel import in_parallel
+from promptstore.store.store_threads import StoreThreads
+StoreThreads(1, "test").submit(list, in_parallel(time.sleep, [600, 600]))
+time.sleep(0.2)
+""",
+    ],
+    ids=["one at a time", "many at a time"],
+)
+def test_a_process_ends_while_its_threads_wait(program: str) -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
