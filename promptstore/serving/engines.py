@@ -8,6 +8,7 @@ import torch
 
 from promptstore.errors import InvalidInputError
 from promptstore.lm.answering import for_answers
+from promptstore.lm.cores import Cores
 from promptstore.lm.described_model import DescribedModel
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.input_layer import InputLayer, load_input_layer
@@ -73,19 +74,7 @@ def own_engine(model: FrozenModel, options: ServerOptions, *, spill_folder: Path
     if count > 1:  # the model itself is left to the bank
         twins = [model.twin() for _ in range(count)]
         engines = [Engine(twin, bank, choose_decoding(twin)[0]) for twin in twins]
-    cores = torch.get_num_threads()
-    take_cores = lambda busy, rows: torch.set_num_threads(share_of(cores, busy, rows))  # noqa: E731 - this thread's
-    return ServedEngine(model, bank, Scheduler(engines, options.scheduler, before_batch=take_cores), reason)
-
-
-def share_of(cores: int, busy: int, rows: int) -> int:
-    """How many of the cores an engine computes `rows` on, when so many engines are at work, itself included.
-
-    One that is alone with several callers' rows leaves a core to what serves them: HTTP, tokenizer, the callers
-    themselves where they are on this machine. Otherwise its threads wait for the one whose core is taken away, after
-    every operation.
-    """
-    return max(1, cores - 1 if busy == 1 and rows > 1 else cores // busy)
+    return ServedEngine(model, bank, Scheduler(engines, options.scheduler, cores=Cores()), reason)
 
 
 def _most_parallel(model: FrozenModel) -> int:

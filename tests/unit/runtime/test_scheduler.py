@@ -1,6 +1,6 @@
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -255,7 +255,7 @@ def test_engines_share_what_waits_and_answer_side_by_side() -> None:
     for engine in engines:
         engine.gate.clear()
     with _running(*engines) as scheduler:
-        asked = [_score() for _ in range(10)]
+        asked = [_score() for _ in range(20)]
         scheduler.submit([job for job, _ in asked])
         assert all(engine.is_inside.wait(5) for engine in engines)
         assert scheduler.queued == 0
@@ -264,7 +264,7 @@ def test_engines_share_what_waits_and_answer_side_by_side() -> None:
             engine.gate.set()
         _wait("all are answered", [answer for _, answer in asked])
         assert scheduler.drain(5)
-    assert [engine.batches for engine in engines] == [[5], [5]]
+    assert [engine.batches for engine in engines] == [[10], [10]]
     assert engines[0].threads | engines[1].threads == {"engine-0", "engine-1"}
 
 
@@ -346,32 +346,145 @@ def test_texts_are_generated_by_the_first_engine_in_one_batch() -> None:
     assert [engine.most_running for engine in engines] == [4, 0]
 
 
-def test_an_engine_hears_how_many_are_at_work_before_each_batch() -> None:
-    engines, heard = [StubEngine(), StubEngine()], []
+class StubCores:
+    """Says who took how many cores, in order, and which threads gave theirs back."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.taken: list[int] = []
+        self.idle: list[str] = []
+
+    def take(self, count: int) -> None:
+        self.taken.append(count)
+
+    def give_back(self) -> None:
+        self.idle.append(threading.current_thread().name)
+
+
+@contextmanager
+def _on_cores(count: int, *engines: StubEngine) -> Iterator[tuple[Scheduler, StubCores]]:
+    """Engines that stay in what they begin until the gate opens."""
     for engine in engines:
         engine.gate.clear()
-    scheduler = Scheduler(engines, QUICK, before_batch=lambda *said: heard.append((threading.get_ident(), said)))
+    cores = StubCores(count)
+    scheduler = Scheduler(engines, QUICK, cores=cores)
     scheduler.start()
-    asked = [_score() for _ in range(2)]
-    scheduler.submit([job for job, _ in asked])
-    assert all(engine.is_inside.wait(5) for engine in engines)
-    for engine in engines:
-        engine.gate.set()
-    assert scheduler.drain(5)
-    scheduler.close()
-    assert [said for _, said in heard] == [(1, 1), (2, 1)]
-    assert len({thread for thread, _ in heard}) == 2
+    try:
+        yield scheduler, cores
+    finally:
+        for engine in engines:
+            engine.gate.set()
+        scheduler.drain(5)
+        scheduler.close()
+
+
+@pytest.mark.parametrize(
+    ("count", "inputs", "taken", "batches"),
+    [
+        (2, 1, [2], [1]),
+        (2, 15, [2], [15]),
+        (2, 16, [1, 1], [8, 8]),
+        (8, 16, [4, 4], [8, 8]),
+        (1, 16, [1], [16]),
+        (7, 40, [2, 2, 2], [14, 14, 12]),
+    ],
+)
+def test_inputs_that_are_worth_it_are_dealt_out_and_so_are_the_cores(
+    count: int, inputs: int, taken: list[int], batches: list[int]
+) -> None:
+    engines = [StubEngine() for _ in range(min(count, 3))]
+    with _on_cores(count, *engines) as (scheduler, cores):
+        asked = [_score() for _ in range(inputs)]
+        scheduler.submit([job for job, _ in asked])
+        _until(lambda: scheduler.queued == 0 and len(cores.taken) == len(taken))
+        assert cores.taken == taken
+        for engine in engines:
+            engine.gate.set()
+        _wait("all are answered", [answer for _, answer in asked])
+    assert sorted((each for engine in engines for each in engine.batches), reverse=True) == batches
+
+
+def test_no_engine_begins_on_cores_that_another_one_has() -> None:
+    engines = [StubEngine(), StubEngine()]
+    with _on_cores(2, *engines) as (scheduler, cores):
+        asked = [_score() for _ in range(4)]
+        scheduler.submit([asked[0][0]])
+        _until(lambda: cores.taken == [2])
+        scheduler.submit([job for job, _ in asked[1:]])
+        time.sleep(0.05)
+        assert (cores.taken, scheduler.queued) == ([2], 3)
+        for engine in engines:
+            engine.gate.set()
+        _wait("all are answered", [answer for _, answer in asked])
+    assert cores.taken[:2] == [2, 2]
+    assert sorted(each for engine in engines for each in engine.batches) == [1, 3]
+
+
+def test_texts_leave_cores_to_inputs_that_come_and_take_them_again() -> None:
+    engines = [StubEngine(), StubEngine()]
+    with _on_cores(2, *engines) as (scheduler, cores):
+        text, text_answer = _generate(10_000)
+        engines[0].takes_s = 0.001
+        engines[0].gate.set()
+        scheduler.submit([text])
+        _until(lambda: len(cores.taken) > 2)
+        assert set(cores.taken) == {2}
+        job, answer = _score()
+        scheduler.submit([job])
+        assert engines[1].is_inside.wait(5), "the first engine has texts to go on with"
+        _until(lambda: cores.taken[-3:] == [1, 1, 1])
+        engines[1].gate.set()
+        _wait("it is answered", [answer])
+        _until(lambda: cores.taken[-1] == 2)
+        text.is_cancelled = True
+        assert text_answer.text
+    assert engines[0].batches == []
+
+
+def test_a_call_leaves_cores_to_inputs_that_come() -> None:
+    engines = [StubEngine(), StubEngine()]
+    with _on_cores(4, *engines) as (scheduler, cores):
+        hold = threading.Event()
+        scheduler.call(lambda: hold.wait(10))
+        _until(lambda: cores.taken == [2])
+        for engine in engines:
+            engine.gate.set()
+        job, answer = _score()
+        scheduler.submit([job])
+        _wait("it is answered", [answer])
+        assert cores.taken == [2, 2]
+        hold.set()
+
+
+def test_threads_give_their_cores_back_when_there_is_nothing_to_do() -> None:
+    engines = [StubEngine(), StubEngine()]
+    with _on_cores(2, *engines) as (scheduler, cores):
+        _until(lambda: len(cores.idle) == 3)
+        assert set(cores.idle) == {"MainThread", "engine-0", "engine-1"}
+        for engine in engines:
+            engine.gate.set()
+        job, answer = _score()
+        scheduler.submit([job])
+        _wait("it is answered", [answer])
+        worker = next(iter(engines[0].threads | engines[1].threads))
+        _until(lambda: cores.idle[3:].count(worker) == 1)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_scheduler_one_of_whose_threads_has_ended_is_not_alive() -> None:
     class Broken(StubEngine):
-        @property
-        def running(self) -> int:
-            raise SystemExit
+        def score(self, jobs: Sequence[ScoreJob]) -> None:
+            raise SystemExit(len(jobs))
 
-    with _running(StubEngine(), Broken()) as scheduler:
-        scheduler._threads[1].join(5)
-        assert not scheduler.is_alive
+    with _running(Broken(), Broken()) as scheduler:
+        assert scheduler.is_alive
+        scheduler.submit([_score()[0]])
+        _until(lambda: not scheduler.is_alive)
         assert scheduler.problem
-        scheduler._engines = scheduler._engines[:1]

@@ -12,7 +12,7 @@ from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.head import read_head
 from promptstore.lm.onednn import has_bf16
 from promptstore.lm.ordered import OrderedLinear
-from promptstore.serving.engines import open_engine, own_engine, share_of
+from promptstore.serving.engines import open_engine, own_engine
 from promptstore.serving.options import ServerOptions
 from promptstore.settings import Settings
 from promptstore.testing.tiny_models import tiny_llama
@@ -58,25 +58,6 @@ def test_a_compiled_network_that_answers_otherwise_is_refused() -> None:
     wrong = replace(tiny_llama(), compiled=lambda _, embedded, __: torch.ones_like(embedded))
     with pytest.raises(InvalidInputError, match="gives other answers; leave --compile out"):
         own_engine(wrong, ServerOptions())
-
-
-@pytest.mark.parametrize(
-    ("cores", "busy", "rows", "taken"),
-    [
-        (2, 1, 1, 2),
-        (2, 1, 2, 1),
-        (2, 2, 16, 1),
-        (1, 1, 5, 1),
-        (16, 1, 1, 16),
-        (16, 1, 32, 15),
-        (16, 4, 32, 4),
-        (2, 4, 1, 1),
-    ],
-)
-def test_an_engine_takes_its_share_of_the_cores_and_leaves_one_to_http(
-    cores: int, busy: int, rows: int, taken: int
-) -> None:
-    assert share_of(cores, busy, rows) == taken
 
 
 def test_what_vllm_runs_is_not_ours_to_compile() -> None:
