@@ -67,7 +67,7 @@ class SchedulerLimits:
 
 @dataclass(slots=True)
 class _Returning:
-    """Callers that an engine has just answered. rows: how many. until: when they are no longer waited for.
+    """Callers that were just answered. rows: how many. until: when they are no longer waited for.
 
     share: as `SchedulerLimits.gathering`.
     """
@@ -77,13 +77,12 @@ class _Returning:
     until: float = 0.0
     _started_at: float = 0.0
 
-    def note(self, *, scored: int, started: int, ended: int, began_at: float, now: float) -> None:
-        """What the engine did from `began_at` to `now`: inputs scored, texts started and texts ended."""
+    def note(self, *, started: int, ended: int, began_at: float, now: float) -> None:
+        """What was done from `began_at` to `now`: answers started, and answers ended."""
         if started:
             self._started_at = began_at
-        if scored or ended:
-            took_s = now - (began_at if scored else self._started_at)
-            self.rows, self.until = scored + ended, now + min(self.share * took_s, MOST_GATHERING_S)
+        if ended:
+            self.rows, self.until = ended, now + min(self.share * (now - self._started_at), MOST_GATHERING_S)
 
 
 class Scheduler:
@@ -104,7 +103,8 @@ class Scheduler:
     ) -> None:
         self._engines = engines
         self._cores = cores
-        self._all_cores = len(engines) if cores is None else cores.count
+        # Each engine has one, if need be in name only.
+        self._all_cores = max(len(engines), 1 if cores is None else cores.count)
         self._limits = limits or SchedulerLimits()
         self._clock = clock
         self._changed = Condition()
@@ -114,6 +114,8 @@ class Scheduler:
         # Of each engine that is at work, its cores; inputs that are being scored, and calls that are being made.
         self._taken: dict[JobEngine, int] = {}
         self._scoring = self._calling = 0
+        # Whose inputs were scored; of texts the engine that generates them knows it.
+        self._returning = _Returning(self._limits.gathering)
         self._is_accepting = True
         self._is_closing = False
         self._threads = [
@@ -123,8 +125,7 @@ class Scheduler:
 
     def start(self) -> None:
         """Begins; the calling thread, which made the engines ready, gives its cores back."""
-        if self._cores is not None:
-            self._cores.give_back()
+        self._give_cores_back()
         for thread in self._threads:
             thread.start()
 
@@ -220,37 +221,41 @@ class Scheduler:
         return bool(self.queued or self._calls or self.running)
 
     def _serve(self, engine: JobEngine) -> None:
-        returning = _Returning(self._limits.gathering)
+        texts = _Returning(self._limits.gathering)
         while True:
-            if self._cores is not None and not self._is_needed(engine):
-                self._cores.give_back()
             with self._changed:
                 self._changed.wait_for(lambda: self._is_needed(engine) or self._is_closing)
                 if self._is_closing:
                     return
-                self._fill(engine, returning)
+                self._fill(engine, texts)
                 had, room = self._taken.get(engine, 0), self._room(engine)
                 if not room:  # while this one's batch filled, another one began
                     continue
-                call = self._calls.popleft() if self._calls else None
+                is_last = len({engine, *self._taken}) == len(self._engines)
+                # What comes anew is left to an engine that has nothing else to do.
+                call = self._calls.popleft() if self._calls and (is_last or not engine.running) else None
                 self._calling += call is not None
                 late = self._take_late(self._clock())
-                scores = self._take(self._scores, self._share(), engine) if self._scores_now(engine, call) else ()
-                may_start = engine is self._engines[0] and not self._gathers(engine, returning)
+                may_score = is_last or not (call or engine.running)
+                scores = self._take(self._scores, self._share(), engine) if may_score else ()
+                may_start = engine is self._engines[0] and not self._gathers(engine, texts)
                 starts = self._take(self._starts, self._limits.running - engine.running, engine) if may_start else ()
                 self._scoring += len(scores)
-                cores = self._taken[engine] = max(1, min(room, self._all_cores // self._parts()))
+                cores = self._taken[engine] = self._part(engine)
                 if cores < had:
                     self._changed.notify_all()
             for job in late:
                 job.deliver(Failed(OverloadedError("the input waited too long; repeat the request in a moment")))
             began_at, before = self._clock(), engine.running
-            if self._cores is not None:
-                self._cores.take(cores)
+            self._take_cores(cores, had)
             self._run(engine, call, scores, starts)
+            if not engine.running:
+                self._give_cores_back()
             ended = before + len(starts) - engine.running
-            returning.note(scored=len(scores), started=len(starts), ended=ended, began_at=began_at, now=self._clock())
+            now = self._clock()
+            texts.note(started=len(starts), ended=ended, began_at=began_at, now=now)
             with self._changed:
+                self._returning.note(started=len(scores), ended=len(scores), began_at=began_at, now=now)
                 self._calling -= call is not None
                 self._scoring -= len(scores)
                 if not engine.running:
@@ -263,27 +268,35 @@ class Scheduler:
 
     def _room(self, engine: JobEngine) -> int:
         """Cores that no other engine has. Two that shared one would wait for each other after every operation."""
-        return self._all_cores - sum(count for each, count in [*self._taken.items()] if each is not engine)
+        return self._all_cores - sum(count for each, count in self._taken.items() if each is not engine)
 
-    def _parts(self) -> int:
-        """Among how many engines the cores are divided, for what is in hand and what waits; calls leave one a part."""
+    def _part(self, engine: JobEngine) -> int:
+        """The cores that this engine takes of its room, for what is in hand and what waits; calls leave one a part."""
         inputs = self._scoring + len(self._scores)
         scoring = max(inputs // self._limits.fewest, min(inputs, 1))
         generating = bool(self.running or self._starts)
-        return min(max(1, scoring + generating) + self._calling, len(self._engines))
+        calls = self._calling + len(self._calls)
+        parts = min(max(1, scoring + generating) + calls, len(self._engines))
+        others = sum(each is not engine for each in self._taken)
+        return max(1, self._room(engine) // max(1, parts - others))
 
-    def _scores_now(self, engine: JobEngine, call: object) -> bool:
-        """Whether it is this engine that scores what waits. Not if it has something else to do, and another has not."""
-        has_other = call is not None or engine.running > 0
-        is_last = len({engine, *self._taken}) == len(self._engines)
-        return is_last or not has_other
+    def _take_cores(self, count: int, had: int) -> None:
+        if self._cores is not None:
+            if count < had:
+                self._cores.give_back()
+            self._cores.take(min(count, self._cores.count))
 
-    def _fill(self, engine: JobEngine, returning: _Returning) -> None:
+    def _give_cores_back(self) -> None:
+        if self._cores is not None:
+            self._cores.give_back()
+
+    def _fill(self, engine: JobEngine, texts: _Returning) -> None:
         """Lets a batch fill for a moment when the engine is idle; the lock is free meanwhile."""
         if engine.running or self._calls or self._limits.wait_s <= 0:
             return
         self._wait_for(self._limits.batch.rows, self._limits.wait_s)
-        self._wait_for(min(returning.rows, self._limits.batch.rows), returning.until - self._clock())
+        for back in (self._returning, texts):
+            self._wait_for(min(back.rows, self._limits.batch.rows), back.until - self._clock())
 
     def _wait_for(self, queued: int, seconds: float) -> None:
         """Until so many jobs wait, or there is something else to do; no longer than that."""
@@ -291,10 +304,10 @@ class Scheduler:
             lambda: self.queued >= queued or bool(self._calls) or self._is_closing, timeout=max(0.0, seconds)
         )
 
-    def _gathers(self, engine: JobEngine, returning: _Returning) -> bool:
+    def _gathers(self, engine: JobEngine, texts: _Returning) -> bool:
         """Whether texts that wait are to be started with others that will come, while the running ones go on."""
-        is_in_time = self._limits.wait_s > 0 and self._clock() < returning.until
-        return bool(engine.running) and is_in_time and len(self._starts) < returning.rows
+        is_in_time = self._limits.wait_s > 0 and self._clock() < texts.until
+        return bool(engine.running) and is_in_time and len(self._starts) < texts.rows
 
     def _share(self) -> int:
         """What one engine may have of all that is to be scored; more would leave the others without, a batch later.

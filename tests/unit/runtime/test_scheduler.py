@@ -379,20 +379,22 @@ def _on_cores(count: int, *engines: StubEngine) -> Iterator[tuple[Scheduler, Stu
 
 
 @pytest.mark.parametrize(
-    ("count", "inputs", "taken", "batches"),
+    ("count", "engine_count", "inputs", "taken", "batches"),
     [
-        (2, 1, [2], [1]),
-        (2, 15, [2], [15]),
-        (2, 16, [1, 1], [8, 8]),
-        (8, 16, [4, 4], [8, 8]),
-        (1, 16, [1], [16]),
-        (7, 40, [2, 2, 2], [14, 14, 12]),
+        (2, 2, 1, [2], [1]),
+        (2, 2, 15, [2], [15]),
+        (2, 2, 16, [1, 1], [8, 8]),
+        (8, 2, 16, [4, 4], [8, 8]),
+        (7, 3, 40, [2, 2, 3], [14, 14, 12]),
+        (8, 1, 16, [8], [16]),
+        (1, 2, 16, [1, 1], [8, 8]),
+        (4, 4, 40, [1, 1, 1, 1], [10, 10, 10, 10]),
     ],
 )
 def test_inputs_that_are_worth_it_are_dealt_out_and_so_are_the_cores(
-    count: int, inputs: int, taken: list[int], batches: list[int]
+    count: int, engine_count: int, inputs: int, taken: list[int], batches: list[int]
 ) -> None:
-    engines = [StubEngine() for _ in range(min(count, 3))]
+    engines = [StubEngine() for _ in range(engine_count)]
     with _on_cores(count, *engines) as (scheduler, cores):
         asked = [_score() for _ in range(inputs)]
         scheduler.submit([job for job, _ in asked])
@@ -441,6 +443,18 @@ def test_texts_leave_cores_to_inputs_that_come_and_take_them_again() -> None:
     assert engines[0].batches == []
 
 
+def test_a_call_is_left_to_an_engine_that_has_no_texts() -> None:
+    engines = [StubEngine(), StubEngine()]
+    with _on_cores(2, *engines) as (scheduler, cores):
+        text, _ = _generate(10_000)
+        engines[0].takes_s = 0.001
+        engines[0].gate.set()
+        scheduler.submit([text])
+        _until(lambda: len(cores.taken) > 2)
+        assert scheduler.call(lambda: threading.current_thread().name).result(5) == "engine-1"
+        text.is_cancelled = True
+
+
 def test_a_call_leaves_cores_to_inputs_that_come() -> None:
     engines = [StubEngine(), StubEngine()]
     with _on_cores(4, *engines) as (scheduler, cores):
@@ -456,18 +470,32 @@ def test_a_call_leaves_cores_to_inputs_that_come() -> None:
         hold.set()
 
 
-def test_threads_give_their_cores_back_when_there_is_nothing_to_do() -> None:
+def test_a_thread_gives_its_cores_back_after_a_batch_and_before_it_has_fewer() -> None:
     engines = [StubEngine(), StubEngine()]
     with _on_cores(2, *engines) as (scheduler, cores):
-        _until(lambda: len(cores.idle) == 3)
-        assert set(cores.idle) == {"MainThread", "engine-0", "engine-1"}
-        for engine in engines:
-            engine.gate.set()
+        assert cores.idle == ["MainThread"], "it made the engines ready"
         job, answer = _score()
         scheduler.submit([job])
+        _until(lambda: cores.taken == [2])
+        assert len(cores.idle) == 1
+        for engine in engines:
+            engine.gate.set()
         _wait("it is answered", [answer])
-        worker = next(iter(engines[0].threads | engines[1].threads))
-        _until(lambda: cores.idle[3:].count(worker) == 1)
+        _until(lambda: len(cores.idle) == 2)
+        assert {cores.idle[1]} == engines[0].threads | engines[1].threads
+
+        engines[1].gate.clear()
+        engines[1].is_inside.clear()
+        engines[0].takes_s = 0.001
+        text, _ = _generate(10_000)
+        scheduler.submit([text])
+        _until(lambda: len(cores.taken) > 3)
+        assert len(cores.idle) == 2, "it has texts to go on with"
+        job, answer = _score()
+        scheduler.submit([job])
+        assert engines[1].is_inside.wait(5)
+        assert cores.idle[2:] == ["engine-0"]
+        text.is_cancelled = True
 
 
 def _until(holds: Callable[[], bool]) -> None:
