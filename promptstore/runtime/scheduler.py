@@ -111,9 +111,10 @@ class Scheduler:
         self._scores: JobQueue[ScoreJob] = JobQueue()
         self._starts: JobQueue[GenerateJob] = JobQueue()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        # Of each engine that is at work, its cores; inputs that are being scored, and calls that are being made.
+        # Of each engine that is at work, its cores; inputs that are being scored, those that were or waited at the last
+        # deal, and calls that are being made.
         self._taken: dict[JobEngine, int] = {}
-        self._scoring = self._calling = 0
+        self._scoring = self._dealt = self._calling = 0
         # Whose inputs were scored; of texts the engine that generates them knows it.
         self._returning = _Returning(self._limits.gathering)
         self._is_accepting = True
@@ -237,11 +238,12 @@ class Scheduler:
                 self._calling += call is not None
                 late = self._take_late(self._clock())
                 may_score = is_last or not (call or engine.running)
-                scores = self._take(self._scores, self._share(), engine) if may_score else ()
+                scorers = self._scorers()
+                scores = self._deal(engine, scorers) if may_score else ()
                 may_start = engine is self._engines[0] and not self._gathers(engine, texts)
                 starts = self._take(self._starts, self._limits.running - engine.running, engine) if may_start else ()
                 self._scoring += len(scores)
-                cores = self._taken[engine] = self._part(engine)
+                cores = self._taken[engine] = self._part(engine, scorers)
                 if cores < had:
                     self._changed.notify_all()
             for job in late:
@@ -270,15 +272,19 @@ class Scheduler:
         """Cores that no other engine has. Two that shared one would wait for each other after every operation."""
         return self._all_cores - sum(count for each, count in self._taken.items() if each is not engine)
 
-    def _part(self, engine: JobEngine) -> int:
+    def _part(self, engine: JobEngine, scorers: int) -> int:
         """The cores that this engine takes of its room, for what is in hand and what waits; calls leave one a part."""
-        inputs = self._scoring + len(self._scores)
-        scoring = max(inputs // self._limits.fewest, min(inputs, 1))
+        scoring = scorers if self._scoring or self._scores else 0
         generating = bool(self.running or self._starts)
         calls = self._calling + len(self._calls)
         parts = min(max(1, scoring + generating) + calls, len(self._engines))
         others = sum(each is not engine for each in self._taken)
         return max(1, self._room(engine) // max(1, parts - others))
+
+    def _scorers(self) -> int:
+        """Among how many engines inputs are dealt out. Callers on their way back count as they did at the last deal."""
+        inputs = max(self._dealt, self._scoring + len(self._scores))
+        return max(1, min(inputs // self._limits.fewest, len(self._engines)))
 
     def _take_cores(self, count: int, had: int) -> None:
         if self._cores is not None:
@@ -309,14 +315,10 @@ class Scheduler:
         is_in_time = self._limits.wait_s > 0 and self._clock() < texts.until
         return bool(engine.running) and is_in_time and len(self._starts) < texts.rows
 
-    def _share(self) -> int:
-        """What one engine may have of all that is to be scored; more would leave the others without, a batch later.
-
-        All that waits, if what it left would be too little for another one.
-        """
-        waiting, fewest = len(self._scores), self._limits.fewest
-        share = max(fewest, -(-(self._scoring + waiting) // len(self._engines)))
-        return share if waiting - share >= fewest else waiting
+    def _deal(self, engine: JobEngine, scorers: int) -> Sequence[ScoreJob]:
+        """One engine's share of all that is to be scored; more would leave the others without, a batch later."""
+        self._dealt = self._scoring + len(self._scores)
+        return self._take(self._scores, -(-self._dealt // scorers), engine)
 
     def _take(self, queue: JobQueue[AnyJob], rows: int, engine: JobEngine) -> Sequence[AnyJob]:
         limits = BatchLimits(min(rows, self._limits.batch.rows), self._limits.batch.tokens)

@@ -406,6 +406,23 @@ def test_inputs_that_are_worth_it_are_dealt_out_and_so_are_the_cores(
     assert sorted((each for engine in engines for each in engine.batches), reverse=True) == batches
 
 
+def test_callers_on_their_way_back_count_as_they_did_at_the_last_deal() -> None:
+    engines = [StubEngine(), StubEngine()]
+    with _on_cores(2, *engines) as (scheduler, cores):
+        for inputs, taken in ((16, [1, 1]), (15, [1, 1]), (15, [2])):
+            before = len(cores.taken)
+            for engine in engines:
+                engine.gate.clear()
+            asked = [_score() for _ in range(inputs)]
+            scheduler.submit([job for job, _ in asked])
+            _until(lambda: scheduler.queued == 0 and len(cores.taken) == before + len(taken))  # noqa: B023
+            for engine in engines:
+                engine.gate.set()
+            _wait("all are answered", [answer for _, answer in asked])
+            assert cores.taken[before:] == taken
+            _until(lambda: not scheduler._taken)
+
+
 def test_no_engine_begins_on_cores_that_another_one_has() -> None:
     engines = [StubEngine(), StubEngine()]
     with _on_cores(2, *engines) as (scheduler, cores):
