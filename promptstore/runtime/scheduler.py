@@ -290,7 +290,7 @@ class Scheduler:
         if self._cores is not None:
             if count < had:
                 self._cores.give_back()
-            self._cores.take(min(count, self._cores.count))
+            self._cores.take(max(1, count * self._cores.count // self._all_cores))
 
     def _give_cores_back(self) -> None:
         if self._cores is not None:
