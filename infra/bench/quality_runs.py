@@ -39,18 +39,17 @@ class Budget:
 
     steps: int
     batch_size: int
-    eval_rows: int = 500
 
     @property
     def name(self) -> str:
-        return f"{self.steps}x{self.batch_size}"
+        return f"{self.steps}x{self.batch_size}-every-held-out-row"
 
 
 BUDGETS = {
     "sst2": Budget(60, 16),
     "trec6": Budget(100, 16),
     "ag_news": Budget(60, 16),
-    "boolq": Budget(40, 8, 300),
+    "boolq": Budget(40, 8),
 }
 
 
@@ -153,4 +152,5 @@ def train(task: str) -> Rows:
 
 
 def held_out(task: str) -> Rows:
-    return load_split(task, "validation")[: BUDGETS[task].eval_rows]
+    """All there are: 500 rows know an accuracy of 0.85 to 1.6 points."""
+    return load_split(task, "validation")

@@ -18,7 +18,9 @@ def score(
         str, typer.Argument(help=".jsonl, .csv or .parquet, here or on s3://, or hf:<data set>/<split>", metavar="ROWS")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the answers go, as JSON lines.")],
-    url: Annotated[str | None, typer.Option(help="Ask the server there, instead of loading the model.")] = None,
+    server: Annotated[
+        str | None, typer.Option(help="Ask the server there, instead of loading the model.", metavar="URL")
+    ] = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="Field of a row to repeat beside its answer; repeat for more.")
     ] = None,
@@ -36,5 +38,5 @@ def score(
     from promptstore.settings import load_settings
 
     request = ScoreRequest(ref, source, output, tuple(keep or ()), not no_labels, rows_at_once)
-    summary = run_score_job(request, settings=load_settings(store=store, model=model), url=url)
+    summary = run_score_job(request, settings=load_settings(store=store, model=model), url=server)
     emit_one(summary.to_json(), str(summary), as_json=as_json)

@@ -28,7 +28,7 @@ def test_a_split_of_a_data_set_is_scored_and_judged(tmp_path: Path) -> None:
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     with live_server(store_of(model), model) as live:
-        arguments = ["score", "sentiment", f"hf:{folder}/test", "-o", str(output), "--url", live.url, "--json"]
+        arguments = ["score", "sentiment", f"hf:{folder}/test", "-o", str(output), "--server", live.url, "--json"]
         done = subprocess.run(
             [sys.executable, "-m", "promptstore", *arguments],
             env=environment,
