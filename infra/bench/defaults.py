@@ -38,6 +38,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "learning_rate = 0.01": {"learning_rate": 0.01},
     "learning_rate = 0.1": {"learning_rate": 0.1},
     "learning_rate = 0.3": {"learning_rate": 0.3},
+    "initialise = labels": {"initialise": "labels"},
     "initialise = vocabulary": {"initialise": "vocabulary"},
     f"initialise = {TEXT}": {"initialise": TEXT},
     f"initialise = {TEXT}, learning_rate = 0.1": {"initialise": TEXT, "learning_rate": 0.1},

@@ -146,10 +146,8 @@ def _defaults(cells: dict[str, Cell]) -> Measurement:
 
 
 def lester_accuracies(cells: dict[str, Cell]) -> dict[str, list[float]]:
-    """By setting, of the last step; `labels` are our defaults. Settings that are not computed yet are left out."""
-    of = {setting: cells[name]["accuracy"] for setting in LESTER_SETTINGS if (name := f"lester-{setting}") in cells}
-    ours = cells.get(f"{LESTER_TASK}-ours")
-    return of if ours is None else {"labels": ours["last_accuracy"], **of}
+    """By setting, of the last step. Settings that are not computed yet are left out."""
+    return {setting: cells[name]["accuracy"] for setting in LESTER_SETTINGS if (name := f"lester-{setting}") in cells}
 
 
 def _orderings(cells: dict[str, Cell]) -> list[Measurement]:

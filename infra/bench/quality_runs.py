@@ -25,8 +25,9 @@ SOURCE = "asset:smollm2-135m"
 # Rows at the end of the training split that choose our best step; neither side trains on them.
 SELECTION_ROWS = 150
 LESTER_TASK = "trec6"
-# Their settings beside our defaults, which begin with the labels and have 20 virtual tokens.
+# With 20 virtual tokens, as our defaults have.
 LESTER_SETTINGS: dict[str, dict[str, Any]] = {
+    "labels": {"initialise": "labels"},
     "vocabulary": {"initialise": "vocabulary"},
     "uniform": {"initialise": "uniform"},
     **{f"length-{length}": {"num_virtual_tokens": length, "initialise": "vocabulary"} for length in (1, 5, 100)},

@@ -1,10 +1,13 @@
 """Small tasks with made-up rows that the tiny models can learn something from."""
 
 import numpy as np
+import numpy.typing as npt
 
 from promptstore.core.task import DataSource, Label, TaskSpec
+from promptstore.lm.frozen import FrozenModel
 from promptstore.tuning.config import TuneConfig
-from promptstore.tuning.fit_job import FitJob
+from promptstore.tuning.fit_job import FitJob, prepare
+from promptstore.tuning.initialise import initialise
 from promptstore.tuning.rows import Rows
 
 _GOOD, _BAD = ("good", "great", "positive", "yes"), ("bad", "terrible", "negative", "no")
@@ -74,3 +77,9 @@ def echo_job(name: str = "echo", **settings: object) -> FitJob:
         "learning_rate": 0.3,
     }
     return FitJob(name, ECHO, TuneConfig.from_mapping({**config, **settings}), echo_rows(30), echo_rows(20, seed=1))
+
+
+def start_of(model: FrozenModel, job: FitJob) -> npt.NDArray[np.float32]:
+    """The values that a fit of `job` begins with, [P, H]."""
+    (prepared,) = prepare(model, [job])
+    return initialise(model, job.task, job.config, prepared.train).cpu().numpy()

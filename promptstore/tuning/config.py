@@ -38,7 +38,7 @@ class TuneConfig:
     """
 
     num_virtual_tokens: int = 20
-    initialise: str = "labels"
+    initialise: str = "examples"
     optimiser: OptimiserName = "adamw"
     learning_rate: float = 0.03
     schedule: ScheduleName = "linear"

@@ -182,7 +182,7 @@ class Fitting:
     def _first_values(self, model: FrozenModel) -> Tensor:
         if self.job.warm_start is not None:
             return torch.tensor(self.job.warm_start.embeddings, device=model.device)
-        return initialise(model, self.job.task, self.config)
+        return initialise(model, self.job.task, self.config, self.prepared.train)
 
     def _parameters(self) -> dict[str, Tensor]:
         """What the optimiser moves: the prompt itself, or what it is folded from."""

@@ -1,4 +1,4 @@
-"""The first values of a prompt (Lester et al. 2021, section 3.2)."""
+"""The first values of a prompt: those of Lester et al. 2021, section 3.2, and training rows with their answers."""
 
 from pathlib import Path
 
@@ -12,11 +12,17 @@ from promptstore.core.task import TaskSpec
 from promptstore.errors import InvalidInputError, NotFoundError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.tuning.config import TuneConfig
+from promptstore.tuning.examples import Example, ExampleSet
 from promptstore.tuning.initialiser import COMMON_TOKENS, parse_initialiser
 
+# Of the training rows, the shortest share: rows that fit into few virtual tokens.
+SHORTEST = 0.2
+# Stands between a row's answer and what follows it.
+GAP = "\n\n"
 
-def initialise(model: FrozenModel, task: TaskSpec, config: TuneConfig) -> Tensor:
-    """The prompt that a fit begins with: float32 [P, H] on the model's device, decided by `config.seed` alone.
+
+def initialise(model: FrozenModel, task: TaskSpec, config: TuneConfig, train: ExampleSet) -> Tensor:
+    """The prompt that a fit begins with: float32 [P, H] on the model's device, decided by `config.seed` and `train`.
 
     Raises:
         InvalidInputError: the initialiser does not fit the task or model; `version:` and `nearest` are resolved by the
@@ -34,6 +40,8 @@ def initialise(model: FrozenModel, task: TaskSpec, config: TuneConfig) -> Tensor
             values = (torch.rand(shape, generator=generator) * 2 - 1) * initialiser.number
         case "vocabulary":
             values = _sampled(model, shape[0], int(initialiser.number), generator)
+        case "examples":
+            values = _examples(model, task, shape[0], train, generator)
         case "labels":
             values = _labels(model, task, shape[0], generator)
         case "text":
@@ -82,9 +90,59 @@ def _sampled(model: FrozenModel, count: int, most_common: int, generator: torch.
 
 def _labels(model: FrozenModel, task: TaskSpec, count: int, generator: torch.Generator) -> Tensor:
     """One virtual token for each label, the mean of its verbaliser's tokens; the others sampled, as in the paper."""
-    ids = [_token_ids(model, f" {label.verbaliser.strip()}") for label in task.labels[:count]]
-    means = [_embedded(model, torch.tensor(each)).mean(dim=0, keepdim=True) for each in ids]
+    means = _label_means(model, task, count)
     return torch.cat([*means, _sampled(model, count - len(means), COMMON_TOKENS, generator)])
+
+
+def _label_means(model: FrozenModel, task: TaskSpec, count: int) -> list[Tensor]:
+    """Of the first `count` labels, [1, H] each."""
+    ids = [_verbaliser_ids(model, task, index) for index in range(min(count, len(task.labels)))]
+    return [_embedded(model, torch.tensor(each)).mean(dim=0, keepdim=True) for each in ids]
+
+
+def _examples(model: FrozenModel, task: TaskSpec, count: int, train: ExampleSet, generator: torch.Generator) -> Tensor:
+    """One virtual token for each label, then training rows with their answers, as few-shot prompts have them.
+
+    A prompt that stands after the input has no place for rows, and rows may be empty: it begins as `labels` does.
+    """
+    if train.is_prompt_after:
+        return _labels(model, task, count, generator)
+    means = _label_means(model, task, count)
+    ids = _demonstrations(model, task, count - len(means), train, generator)
+    if not ids:
+        return _labels(model, task, count, generator)
+    return torch.cat([*means, _embedded(model, torch.tensor(ids, dtype=torch.long))])
+
+
+def _demonstrations(
+    model: FrozenModel, task: TaskSpec, count: int, train: ExampleSet, generator: torch.Generator
+) -> list[int]:
+    """`count` tokens, or none: the end of a text of drawn short rows, no two neighbours of one label.
+
+    The last row is whole if it fits. The text is repeated if there are too few rows.
+    """
+    by_length = sorted(train.examples, key=lambda example: len(example.input_ids) + len(example.answer_ids))
+    short = by_length[: max(1, int(len(by_length) * SHORTEST))]
+    shown: list[Example] = []
+    ids: list[int] = []
+    for place in torch.randperm(len(short), generator=generator).tolist():
+        if len(ids) >= count:
+            break
+        if not task.labels or not shown or short[place].label != shown[-1].label:
+            shown.append(short[place])
+            ids = [*_demonstration(model, task, short[place]), *ids]
+    repeated = ids * -(-count // len(ids)) if ids else []
+    return repeated[len(repeated) - count :]
+
+
+def _demonstration(model: FrozenModel, task: TaskSpec, example: Example) -> list[int]:
+    answer = _verbaliser_ids(model, task, example.label) if task.labels else example.answer_ids
+    special = set(model.tokenizer.all_special_ids)
+    return [index for index in (*example.input_ids, *answer, *_token_ids(model, GAP)) if index not in special]
+
+
+def _verbaliser_ids(model: FrozenModel, task: TaskSpec, label: int) -> list[int]:
+    return _token_ids(model, f" {task.labels[label].verbaliser.strip()}")
 
 
 def _text(model: FrozenModel, text: str, count: int) -> Tensor:

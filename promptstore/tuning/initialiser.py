@@ -6,14 +6,14 @@ from typing import Literal, cast, get_args
 
 from promptstore.errors import InvalidInputError
 
-InitialiserKind = Literal["random", "uniform", "vocabulary", "text", "labels", "file", "version", "nearest"]
+InitialiserKind = Literal["random", "uniform", "vocabulary", "text", "labels", "examples", "file", "version", "nearest"]
 
 # Lester et al. 2021, section 3.2: sampled from the 5,000 most common tokens.
 COMMON_TOKENS = 5000
 # As drawn there for the baseline, uniform over -0.5 to 0.5.
 UNIFORM_BOUND = 0.5
 _NEEDS_ARGUMENT = {"text": "text:Is this review good?", "file": "file:prompt.safetensors", "version": "version:task:3"}
-_TAKES_NONE = ("random", "labels", "nearest")
+_TAKES_NONE = ("random", "labels", "examples", "nearest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,15 @@ class Initialiser:
 
 
 def parse_initialiser(text: str) -> Initialiser:
-    """Reads `random`, `uniform[:bound]`, `vocabulary[:n]`, `labels`, `text:…`, `file:PATH`, `version:REF` or `nearest`.
+    """Reads `random`, `uniform[:bound]`, `vocabulary[:n]`, `labels`, `examples`, `text:…` and the like.
+
+    The others are `file:PATH`, `version:REF` and `nearest`.
 
     random: normal, with mean and deviation of the model's embedding table. vocabulary: embeddings of tokens drawn from
-    the n most common ones. labels: embeddings of the labels, if the task has any, then of the vocabulary. text:
-    embeddings of a text's tokens, repeated to the prompt's length. version: a published prompt of the same base model.
-    nearest: of the stored prompts of other tasks the one behind which the new task's rows fare best (SPoT, Vu et al.
-    2022).
+    the n most common ones. labels: embeddings of the labels, if the task has any, then of the vocabulary. examples: of
+    the labels, then of short training rows with their answers. text: embeddings of a text's tokens, repeated to the
+    prompt's length. version: a published prompt of the same base model. nearest: of the stored prompts of other tasks
+    the one behind which the new task's rows fare best (SPoT, Vu et al. 2022).
 
     >>> parse_initialiser("vocabulary:2000")
     Initialiser(kind='vocabulary', argument='2000')

@@ -20,7 +20,7 @@ from promptstore.tuning.metrics import LOWER_IS_BETTER
 
 DEFAULT_GRID: Mapping[str, Sequence[Any]] = {
     "learning_rate": (0.03, 0.1, 0.3),
-    "initialise": ("vocabulary", "labels"),
+    "initialise": ("labels", "examples"),
 }
 
 

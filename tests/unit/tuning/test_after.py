@@ -23,7 +23,15 @@ from promptstore.runtime.row import Row
 from promptstore.store.interchange import export_prompt
 from promptstore.store.prompt_store import PulledPrompt
 from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama, tiny_t5
-from promptstore.testing.tuning_tasks import ECHO, SENTIMENT, echo_job, echo_rows, sentiment_job, sentiment_rows
+from promptstore.testing.tuning_tasks import (
+    ECHO,
+    SENTIMENT,
+    echo_job,
+    echo_rows,
+    sentiment_job,
+    sentiment_rows,
+    start_of,
+)
 from promptstore.tuning.after import KeptInputs
 from promptstore.tuning.answers import answer_losses
 from promptstore.tuning.evaluate import evaluate, evaluate_all
@@ -32,7 +40,6 @@ from promptstore.tuning.events import FitFinished, FitResult
 from promptstore.tuning.examples import Example
 from promptstore.tuning.fit import FitOptions, fit
 from promptstore.tuning.fit_job import FitJob
-from promptstore.tuning.initialise import initialise
 from promptstore.tuning.packed import PackedPasses, choose_passes
 from promptstore.tuning.padded import PaddedPasses
 from promptstore.tuning.passes import Group, Item, Passes
@@ -110,7 +117,7 @@ def test_prompts_before_and_after_fitted_together_are_those_fitted_alone(make: M
     together = results(model, after_jobs())
     for job in after_jobs():
         alone = results(model, [job], tokens_per_pass=60)[job.name]
-        moved = np.linalg.norm(alone.last.embeddings - initialise(model, job.task, job.config).numpy())
+        moved = np.linalg.norm(alone.last.embeddings - start_of(model, job))
         assert np.linalg.norm(together[job.name].last.embeddings - alone.last.embeddings) < 2e-3 * moved
     assert model.weights_digest_now() == digest
 

@@ -14,13 +14,12 @@ from promptstore.core.prompt import SoftPrompt
 from promptstore.errors import IncompatibleModelError, InvalidInputError
 from promptstore.lm.frozen import FrozenModel
 from promptstore.testing.tiny_models import tiny_gemma, tiny_gpt2, tiny_llama, tiny_t5
-from promptstore.testing.tuning_tasks import SENTIMENT, echo_job, sentiment_job, sentiment_rows
+from promptstore.testing.tuning_tasks import SENTIMENT, echo_job, sentiment_job, sentiment_rows, start_of
 from promptstore.tuning.config import TuneConfig
 from promptstore.tuning.evaluate import evaluate
 from promptstore.tuning.events import FitEvent, FitFinished, FitResult, Notice, StepReport, ValidationReport
 from promptstore.tuning.fit import FitOptions, fit
 from promptstore.tuning.fit_job import FitJob
-from promptstore.tuning.initialise import initialise
 from promptstore.tuning.rows import Rows
 
 MODELS = [tiny_llama, tiny_gpt2, tiny_gemma, tiny_t5]
@@ -106,10 +105,6 @@ def test_a_prompt_fitted_with_others_is_the_prompt_fitted_alone(make: MakeModel,
         moved = np.linalg.norm(theirs.last.embeddings - start_of(model, job))
         # Gradients wrong by 1e-4 of their size give 7e-4 here, a leak of 3 % from another prompt's gives 3e-3.
         assert np.linalg.norm(ours.last.embeddings - theirs.last.embeddings) < 2e-3 * moved
-
-
-def start_of(model: FrozenModel, job: FitJob) -> Any:
-    return initialise(model, job.task, job.config).numpy()
 
 
 @pytest.mark.parametrize("make", MODELS)

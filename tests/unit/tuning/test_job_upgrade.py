@@ -169,9 +169,9 @@ def test_one_model_is_no_upgrade(place: Place) -> None:
         ({}, {}, "warm, from sst2:1"),
         ({"architecture": "Other"}, {}, "warm, from sst2:1"),
         ({}, {"num_virtual_tokens": 8}, "warm, from sst2:1"),
-        ({"hidden_size": 64}, {}, "labels: hidden size 64, was 32"),
-        ({"tokenizer_digest": "a" * 64}, {}, "labels: another tokenizer"),
-        ({}, {"num_virtual_tokens": 12}, "labels: 12 virtual tokens, were 8"),
+        ({"hidden_size": 64}, {}, "examples: hidden size 64, was 32"),
+        ({"tokenizer_digest": "a" * 64}, {}, "examples: another tokenizer"),
+        ({}, {"num_virtual_tokens": 12}, "examples: 12 virtual tokens, were 8"),
         ({}, {"initialise": "labels"}, "labels: asked for"),
     ],
 )

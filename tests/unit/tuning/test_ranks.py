@@ -8,12 +8,11 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from promptstore.testing.tiny_models import tiny_llama
-from promptstore.testing.tuning_tasks import echo_job, sentiment_job
+from promptstore.testing.tuning_tasks import echo_job, sentiment_job, start_of
 from promptstore.tuning.events import FitFinished
 from promptstore.tuning.fit import FitOptions, fit
 from promptstore.tuning.fit_checkpoint import FileSlot
 from promptstore.tuning.fit_job import FitJob
-from promptstore.tuning.initialise import initialise
 
 OPTIONS = FitOptions(report_every=3, save_every_s=0)
 
@@ -52,7 +51,7 @@ def test_three_processes_fit_the_prompts_that_one_fits(tmp_path: Path) -> None:
     for event in fit(model, jobs(), options=OPTIONS):
         if isinstance(event, FitFinished):
             ours, theirs, job = first[event.job], event.result.last.embeddings, tasks[event.job]
-            moved = np.linalg.norm(theirs - initialise(model, job.task, job.config).numpy())
+            moved = np.linalg.norm(theirs - start_of(model, job))
             assert np.linalg.norm(ours - theirs) < 2e-3 * moved
             assert first[f"{event.job}/value"].tolist() == [event.result.value, event.result.best_step]
     assert (tmp_path / "checkpoint").exists()
