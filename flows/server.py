@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import httpx
 
 from flows.environment import api_url, client_environment, server_environment
 from promptstore.errors import PromptStoreError
-from promptstore.loopback import loopback_client
+from promptstore.loopback import free_port, loopback_client
 
 STOPS_WITHIN_S = 10.0
 
@@ -65,13 +64,6 @@ def prefect_server(
         yield PrefectServer(port, home, process.pid)
     finally:
         _stop(process)
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: Path, timeout_s: float) -> None:

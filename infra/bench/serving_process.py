@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from promptstore.testing.servers.process import ServerProcess, free_port
+from promptstore.loopback import free_port
+from promptstore.testing.servers.process import ServerProcess
 
 DRAIN_S = 40.0
 # With --compile and nothing kept a start takes one to two minutes.

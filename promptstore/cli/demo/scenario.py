@@ -7,13 +7,14 @@ from typing import Any
 
 from promptstore.cli.demo.flows import FlowRunner
 from promptstore.cli.demo.place import DemoPlace
-from promptstore.cli.demo.processes import ChildProcess, free_port
+from promptstore.cli.demo.processes import ChildProcess
 from promptstore.cli.demo.report import DemoReport, TaskResult
 from promptstore.cli.demo.traffic import Traffic
 from promptstore.cli.output import note
 from promptstore.client import Classification, Client
 from promptstore.errors import NotFoundError, PromptStoreError
 from promptstore.lm.assets import fetch_assets
+from promptstore.loopback import free_port
 from promptstore.settings import load_settings
 from promptstore.tuning.demo_data import write_demo_data
 from promptstore.wiring import open_prompt_store

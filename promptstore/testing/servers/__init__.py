@@ -2,7 +2,7 @@
 
 from promptstore.testing.servers.ceph import ceph_server
 from promptstore.testing.servers.postgres import PostgresServer, postgres_programs, postgres_server, postgres_user
-from promptstore.testing.servers.process import MissingServerError, ServerProcess, free_port, group_of
+from promptstore.testing.servers.process import MissingServerError, ServerProcess, group_of
 from promptstore.testing.servers.ray import RayCluster, RayNode, ray_cluster
 from promptstore.testing.servers.s3 import (
     WEED_PORTS,
@@ -23,7 +23,6 @@ __all__ = [
     "ServerProcess",
     "careless_server",
     "ceph_server",
-    "free_port",
     "group_of",
     "moto_server",
     "postgres_programs",

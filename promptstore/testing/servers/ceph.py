@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from promptstore.testing.servers.process import MissingServerError, ServerProcess, free_port, program
+from promptstore.loopback import free_port
+from promptstore.testing.servers.process import MissingServerError, ServerProcess, program
 from promptstore.testing.servers.s3 import ACCESS_KEY, SECRET_KEY, S3Server, ready
 
 INSTALL = "apt-get install radosgw ceph-mon ceph-osd ceph-common"

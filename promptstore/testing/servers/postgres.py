@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from promptstore.testing.servers.process import MissingServerError, ServerProcess, free_port, group_of, listens
+from promptstore.loopback import free_port
+from promptstore.testing.servers.process import MissingServerError, ServerProcess, group_of, listens
 
 PASSWORD = "not-a-secret"
 ROLE = "promptstore"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from promptstore.testing.servers.process import ServerProcess, free_port, program
+from promptstore.loopback import free_port
+from promptstore.testing.servers.process import ServerProcess, program
 
 OBJECT_STORE_BYTES = 80_000_000
 STARTED = "Ray runtime started"

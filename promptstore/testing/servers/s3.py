@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from promptstore.testing.servers.process import ServerProcess, free_port, listens, program
+from promptstore.loopback import free_port
+from promptstore.testing.servers.process import ServerProcess, listens, program
 
 ACCESS_KEY = "promptstore-tests"
 SECRET_KEY = "not-a-secret-0123456789abcdef"

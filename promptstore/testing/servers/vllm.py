@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from promptstore.testing.servers.process import MissingServerError, ServerProcess, free_port
+from promptstore.loopback import free_port
+from promptstore.testing.servers.process import MissingServerError, ServerProcess
 
 ENVIRONMENT = Path(__file__).parents[3] / ".venv-vllm"
 START_TIMEOUT_S = 900.0

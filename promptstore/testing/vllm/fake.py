@@ -17,9 +17,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from torch import Tensor
 
 from promptstore.lm.frozen import FrozenModel, final_hidden
+from promptstore.loopback import free_port
 from promptstore.runtime.sampling import Sampler, Sampling
 from promptstore.testing.listening import listening
-from promptstore.testing.servers.process import free_port
 
 BLOCK = 16
 MAX_LABELS = 128

@@ -32,4 +32,4 @@ def test_prompts_move_to_a_wider_base_in_one_release(
     wanted = {"artifacts": {"key": {"any_": ["upgrade"]}}, "sort": "CREATED_DESC"}
     (row,) = json.loads(api.post("/artifacts/filter", json=wanted).raise_for_status().json()[0]["data"])
     assert (row["alias"], row["in its place"], row["gate"]) == ("production", "sst2:1", "pass")
-    assert row["start"] == "labels: hidden size 64, was 32"
+    assert row["start"] == "examples: hidden size 64, was 32"

@@ -9,10 +9,11 @@ import botocore.auth
 import pytest
 
 from promptstore.errors import InvalidInputError, PromptStoreError, StoreUnavailableError, UnsupportedStoreError
+from promptstore.loopback import free_port
 from promptstore.objects.s3 import S3ObjectStore, S3Options
 from promptstore.store.ledger import Ledger
 from promptstore.store.objects import ObjectStore
-from promptstore.testing.servers import S3Server, free_port
+from promptstore.testing.servers import S3Server
 
 
 def _store(server: S3Server, *, bucket: str | None = None, **options: object) -> S3ObjectStore:

@@ -11,13 +11,14 @@ import httpx
 import pytest
 
 from promptstore.lm.frozen import FrozenModel
+from promptstore.loopback import free_port
 from promptstore.objects.s3 import S3ObjectStore, S3Options
 from promptstore.serving.arrivals import CLOSE_WITHIN_S
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.fault_proxy import FaultProxy, Hang, behave, fault_proxy
 from promptstore.testing.serve_process import ServeProcess, save_model, serve_process
 from promptstore.testing.served import ANSWER, SENTIMENT, TOPIC, new_store, publish_random
-from promptstore.testing.servers import S3Server, free_port
+from promptstore.testing.servers import S3Server
 from promptstore.testing.tiny_models import tiny_llama
 
 # What the driver bears of one attempt; a silent store has five.

@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from promptstore.cli.app import app
+from promptstore.loopback import free_port
 from promptstore.objects.local import LocalObjectStore
 from promptstore.testing.serve_process import ServeProcess, save_model, serve_process
 from promptstore.testing.served import SENTIMENT, new_store, publish_random
-from promptstore.testing.servers import free_port
 from promptstore.testing.tiny_models import tiny_llama
 
 OPERATOR = {"PROMPTSTORE_API_KEY": "what-an-operator-asks-with"}

@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from promptstore.loopback import free_port
 from promptstore.objects.local import LocalObjectStore
 from promptstore.testing.serve_process import ServeProcess, save_model, serve_process
 from promptstore.testing.served import ANSWER, SENTIMENT, new_store, publish_random
-from promptstore.testing.servers import free_port
 from promptstore.testing.tiny_models import tiny_llama
 from promptstore.testing.vllm.fake import Faults, VllmFake
 

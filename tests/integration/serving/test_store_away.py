@@ -10,13 +10,14 @@ from uuid import uuid4
 import pytest
 
 from promptstore.lm.frozen import FrozenModel
+from promptstore.loopback import free_port
 from promptstore.objects.s3 import S3ObjectStore, S3Options
 from promptstore.store.last_known import LastKnown
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.fault_proxy import FaultProxy, Refuse, behave, fault_proxy
 from promptstore.testing.serve_process import ServeProcess, save_model, serve_process
 from promptstore.testing.served import SENTIMENT, TOPIC, new_store, publish_random
-from promptstore.testing.servers import S3Server, free_port
+from promptstore.testing.servers import S3Server
 from promptstore.testing.tiny_models import tiny_llama
 
 

@@ -15,12 +15,12 @@ import httpx
 import numpy as np
 import pytest
 
-from flows.server import free_port
 from promptstore.core.manifest import Provenance
 from promptstore.core.prompt import SoftPrompt
 from promptstore.core.ref import PromptRef
 from promptstore.lm.frozen import FrozenModel
 from promptstore.lm.source import open_model
+from promptstore.loopback import free_port
 from promptstore.store.prompt_store import PromptStore
 from promptstore.testing.job_place import JobPlace, write_tiny_model
 from promptstore.tracking.mlflow_sink import connect
