@@ -37,9 +37,10 @@ def parse_initialiser(text: str) -> Initialiser:
 
     random: normal, with mean and deviation of the model's embedding table. vocabulary: embeddings of tokens drawn from
     the n most common ones. labels: embeddings of the labels, if the task has any, then of the vocabulary. examples: of
-    the labels, then of short training rows with their answers. text: embeddings of a text's tokens, repeated to the
-    prompt's length. version: a published prompt of the same base model. nearest: of the stored prompts of other tasks
-    the one behind which the new task's rows fare best (SPoT, Vu et al. 2022).
+    the labels, then of short training rows with their answers, whose words may stay readable in the prompt. text:
+    embeddings of a text's tokens, repeated to the prompt's length. version: a published prompt of the same base model.
+    nearest: of the stored prompts of other tasks the one behind which the new task's rows fare best (SPoT, Vu et al.
+    2022).
 
     >>> parse_initialiser("vocabulary:2000")
     Initialiser(kind='vocabulary', argument='2000')
