@@ -111,7 +111,7 @@ def _examples(model: FrozenModel, task: TaskSpec, count: int, train: ExampleSet,
     ids = _demonstrations(model, task, count - len(means), train, generator)
     if not ids:
         return _labels(model, task, count, generator)
-    return torch.cat([*means, _embedded(model, torch.tensor(ids, dtype=torch.long))])
+    return torch.cat([*means, _embedded(model, torch.tensor(ids))])
 
 
 def _demonstrations(
@@ -123,14 +123,14 @@ def _demonstrations(
     """
     by_length = sorted(train.examples, key=lambda example: len(example.input_ids) + len(example.answer_ids))
     short = by_length[: max(1, int(len(by_length) * SHORTEST))]
-    shown: list[Example] = []
     ids: list[int] = []
+    behind: Example | None = None
     for place in torch.randperm(len(short), generator=generator).tolist():
         if len(ids) >= count:
             break
-        if not task.labels or not shown or short[place].label != shown[-1].label:
-            shown.append(short[place])
-            ids = [*_demonstration(model, task, short[place]), *ids]
+        if not task.labels or behind is None or short[place].label != behind.label:
+            behind = short[place]
+            ids = [*_demonstration(model, task, behind), *ids]
     repeated = ids * -(-count // len(ids)) if ids else []
     return repeated[len(repeated) - count :]
 
